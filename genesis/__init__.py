@@ -1,0 +1,16 @@
+"""genesis: the optimizer step for training code written in NumPy.
+
+    import genesis
+
+    weight = genesis.Parameter(array)
+    optimizer = genesis.optim.AdamW([weight], lr=1e-3)
+    weight.grad = gradient
+    optimizer.step()
+"""
+
+from . import optim
+from ._version import __version__
+from .kernels.threads import get_num_threads, set_num_threads
+from .parameter import Parameter
+
+__all__ = ["Parameter", "__version__", "get_num_threads", "optim", "set_num_threads"]

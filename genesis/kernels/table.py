@@ -1,0 +1,90 @@
+"""Many tensors as one table of addresses, cut into chunks: what one launch works through.
+
+Row `t` of `addresses` holds where tensor `t` keeps its gradient, its parameter and each of its state
+buffers. Row `c` of `chunks` is a piece of work: (tensor, first element, one past the last). Chunks
+have a fixed size, so that neither the number of threads nor the size of a tensor decides how work is
+cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+
+from .. import buffers
+from . import storage
+
+CHUNK = 16384
+"""Elements in a chunk. At 28 bytes an element a chunk is 25 microseconds of work: little enough to
+share out evenly, enough to make the cost of claiming it vanish."""
+
+
+class Table:
+    """The tensors of one launch, by column: gradients first, then parameters, then state buffers.
+
+    A kernel walks memory from the first byte to the last, so a row's arrays must all lie flat in one
+    order. One that does not (strided, unaligned, or ordered unlike its parameter) is represented by
+    a flat copy, filled before a launch and written back after it.
+
+    Args:
+        columns: for each column the arrays of all rows; arrays of one column have one data type,
+            arrays of one row have one shape. The first column is only read.
+        target: the module that compiles and launches for the device where the arrays lie.
+    """
+
+    def __init__(self, columns: Sequence[Sequence[np.ndarray]], target: ModuleType):
+        self._target = target
+        parameters = columns[1]
+        self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
+        self.orders = ["F" if buffers.layout(p).order == "F" else "C" for p in parameters]
+        self.addresses = np.empty((len(parameters), len(columns)), np.int64)
+        self.chunks = cut([p.size for p in parameters])
+        self.elements = sum(p.size for p in parameters)
+        self.arithmetic = storage.arithmetic(self.storages[1]).name
+        widths = [storage.BYTES[name] for name in self.storages]
+        self.bytes_moved = self.elements * (2 * sum(widths) - widths[0])
+        self._copies: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        for column, arrays in enumerate(columns):
+            for row, array in enumerate(arrays):
+                if buffers.layout(array).order not in (self.orders[row], "any"):
+                    copy = np.empty(array.shape, array.dtype, order=self.orders[row])
+                    self._copies[row, column] = array, copy
+            self.refresh(column, arrays)
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether `gather` and `scatter` have anything to do."""
+        return bool(self._copies)
+
+    def refresh(self, column: int, arrays: Sequence[np.ndarray]) -> None:
+        """Take in the arrays that a column now consists of, laid out as those before them."""
+        flat = list(arrays)
+        for (row, copied), (_, copy) in self._copies.items():
+            if copied == column:
+                self._copies[row, column] = arrays[row], copy
+                flat[row] = copy
+        self.addresses[:, column] = self._target.addresses(flat)
+
+    def gather(self) -> None:
+        """Before a launch: bring the copies of arrays that do not lie flat up to date."""
+        for array, copy in self._copies.values():
+            np.copyto(copy, array)
+
+    def scatter(self) -> None:
+        """After a launch: write the copies of updated arrays back to where they came from."""
+        for (_, column), (array, copy) in self._copies.items():
+            if column > 0:
+                np.copyto(array, copy)
+
+
+def cut(sizes: Sequence[int], chunk: int | None = None) -> np.ndarray:
+    """Cut tensors of the given sizes into chunks: an int64 array of (tensor, start, stop) rows."""
+    size = np.asarray(sizes, np.int64)
+    chunk = chunk or CHUNK
+    counts = -(-size // chunk)
+    tensor = np.repeat(np.arange(len(size)), counts)
+    first = np.cumsum(counts) - counts
+    start = (np.arange(len(tensor)) - first[tensor]) * chunk
+    return np.stack([tensor, start, np.minimum(start + chunk, size[tensor])], axis=1)

@@ -1,0 +1,8 @@
+"""Optimizers: one small class a family, with the names and defaults of `torch.optim`."""
+
+from .adam import Adam, AdamW
+from .optimizer import Optimizer
+from .rmsprop import RMSprop
+from .sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]

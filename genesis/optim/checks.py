@@ -1,0 +1,134 @@
+"""Checks of what users hand to an optimizer, each with an error that says how to mend it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from .. import buffers
+from ..parameter import Parameter
+
+
+def number(
+    group: Any, name: Any, title: str = "", *, below: float = math.inf, most: float = math.inf
+) -> None:
+    """Raise unless `group[name]` is a number of at least 0, less than `below` and at most `most`."""
+    value = group[name]
+    title = title or f"{name} value"
+    if not isinstance(value, Real):
+        raise TypeError(f"Invalid {title}: {value!r}, expected a number")
+    if not 0 <= value <= most or below <= value < math.inf:
+        expected = "at least 0"
+        if math.isfinite(below):
+            expected = f"in [0, {below:g})"
+        elif math.isfinite(most):
+            expected = f"in [0, {most:g}]"
+        raise ValueError(f"Invalid {title}: {value}, expected {expected}")
+
+
+def common(group: dict[str, Any]) -> None:
+    """Raise unless the group's learning rate, weight decay and eps, where it has one, are valid."""
+    number(group, "lr", "learning rate")
+    number(group, "weight_decay")
+    if "eps" in group:
+        number(group, "eps", "epsilon value")
+
+
+def betas(group: dict[str, Any]) -> None:
+    """Raise unless `group["betas"]` is a pair of numbers in [0, 1)."""
+    pair = group["betas"]
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"Invalid betas: {pair!r}, expected a pair of numbers in [0, 1)")
+    for i in range(2):
+        number(pair, i, f"beta parameter at index {i}", below=1)
+
+
+def flags(group: dict[str, Any], *names: str) -> None:
+    """Raise unless each of the group's named entries is True or False."""
+    for name in names:
+        if not isinstance(group[name], (bool, np.bool_)):
+            raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+
+
+_UNORDERED = (
+    "optimizer parameters need to be organized in ordered collections, but the ordering of "
+    "parameters in sets will change between runs. Please use a list instead."
+)
+
+
+def groups(params: Any) -> list[dict[str, Any]]:
+    """An optimizer's `params` as a list of groups; TypeError or ValueError where it is none."""
+    if isinstance(params, Parameter):
+        raise TypeError(
+            "params must be an iterable of Parameters or dicts, but got a single Parameter: "
+            "put it in a list, [parameter]"
+        )
+    if hasattr(params, "__array__"):
+        raise TypeError(
+            "params must be an iterable of Parameters or dicts, but got a single "
+            f"{type(params).__name__}: wrap it, [genesis.Parameter(array)]"
+        )
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(_UNORDERED)
+    if isinstance(params, dict) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"params must be an iterable of Parameters or dicts, but got a {type(params).__name__}: "
+            "give a list, for example [parameter], [group] or params.items()"
+        )
+    entries = list(params)
+    if not entries:
+        raise ValueError("optimizer got an empty parameter list")
+    return entries if isinstance(entries[0], dict) else [{"params": entries}]
+
+
+def members(params: Any) -> tuple[list[Parameter], list[str] | None]:
+    """A group's "params" as a list, each parameter once, and their names if they have any."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(_UNORDERED)
+    if isinstance(params, Parameter):
+        params = [params]
+    elif hasattr(params, "__array__") or not isinstance(params, Iterable):
+        raise TypeError(
+            f"a group's params must be Parameters, but got a {type(params).__name__}: "
+            "wrap arrays, [genesis.Parameter(array)]"
+        )
+    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
+    for _, parameter in named:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(
+                "optimizer can only optimize Parameters, but one of the params is "
+                f"{type(parameter).__name__}: wrap arrays in genesis.Parameter(array)"
+            )
+    once: dict[Parameter, str | None] = {}
+    for name, parameter in named:
+        once.setdefault(parameter, name)
+    if len(once) < len(named):
+        warnings.warn(
+            "optimizer contains a parameter group with duplicate parameters; each is kept once",
+            stacklevel=4,
+        )
+    nameless = sum(name is None for name in once.values())
+    if 0 < nameless < len(once):
+        raise ValueError(
+            "all optimizer params should be with/without names. Some param names are missing"
+        )
+    return list(once), None if nameless else list(once.values())
+
+
+def memory(parameters: list[Parameter]) -> None:
+    """Raise ValueError if two parameters share memory."""
+    pair = buffers.overlapping([p.data for p in parameters])
+    if pair:
+        first, second = (
+            f"parameter {i}{'' if parameters[i].name is None else ' ' + repr(parameters[i].name)}"
+            for i in pair
+        )
+        raise ValueError(
+            f"{first} and {second} share memory, so that an update of one would change the other: "
+            "give each an array of its own, or give the shared Parameter once"
+        )

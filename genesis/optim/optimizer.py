@@ -1,0 +1,295 @@
+"""What all optimizers share: groups, state, the step, and snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from .. import buffers
+from ..parameter import Parameter
+from . import checks
+from .plan import Plan, Rule
+from .state import State
+
+
+class Optimizer:
+    """Base class of all optimizers.
+
+    A subclass hands its defaults to this constructor, names its state buffers in `_always` and
+    `_sometimes`, and defines three methods: `_check` (are a group's hyper-parameters possible?),
+    `_rule` (which rule do they ask for?) and `_scalars` (which numbers does the rule take at a given
+    step?). Everything else is here.
+
+    Args:
+        params: the parameters to optimize: an iterable of `Parameter`s, of `(name, Parameter)` pairs,
+            or of dicts, each a group: `{"params": [...], "lr": 0.1, ...}`.
+        defaults: hyper-parameters of groups that do not set their own.
+
+    Attributes:
+        param_groups: a list of dicts, one a group: "params" and every hyper-parameter. Any number in
+            them may be changed between steps.
+        state: a dict from each parameter to a dict of its state buffers and the int "step".
+        defaults: as given.
+
+    Raises:
+        TypeError: `params` is a single parameter or array, a set, or holds something else than
+            parameters; a hyper-parameter has a wrong type.
+        ValueError: no parameters, impossible hyper-parameters, a parameter in two groups, or two
+            parameters that share memory.
+    """
+
+    _always: tuple[str, ...] = ()
+    _sometimes: tuple[str, ...] = ()
+    _counts_steps = True
+    """Whether state has a "step". If not, `_scalars` is asked for step 1 at first and then for 2."""
+
+    def __init__(self, params: Iterable, defaults: dict[str, Any]):
+        self.defaults = defaults
+        self.state = State()
+        self.param_groups: list[dict[str, Any]] = []
+        self._step_count = 0
+        self._plans: list[Plan] = []
+        self._check(defaults)
+        for group in checks.groups(params):
+            self.add_param_group(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError if the hyper-parameters in `group` are impossible."""
+        raise NotImplementedError(f"{type(self).__name__} must define _check")
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        """The rule that a group asks for and the names of its state buffers, in the rule's order."""
+        raise NotImplementedError(f"{type(self).__name__} must define _rule")
+
+    def _scalars(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
+        """The rule's scalars at a parameter's update number `step`, which counts from 1."""
+        raise NotImplementedError(f"{type(self).__name__} must define _scalars")
+
+    # ---- the step ----
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: a function that computes the gradients anew and returns the loss; called once,
+                before the update. Default: None, the gradients are there already.
+
+        Returns:
+            The closure's loss, or without a closure the optimizer itself, so that
+            `opt.step().clear_grad()` works.
+        """
+        loss = None if closure is None else closure()
+        # All that can fail comes first: a bad number in the last group leaves the first untouched.
+        plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
+        if plans != self._plans:
+            self._adopt(plans)
+        for plan in plans:
+            plan.run()
+        self._step_count += 1
+        return self if closure is None else loss
+
+    def _plan(self, i: int, group: dict[str, Any]) -> Plan:
+        """The plan of group `i`, the kept one if it still fits, with the next step's scalars set."""
+        parameters, rule = group["params"], self._rule(group)
+        plan = self._plans[i] if i < len(self._plans) else None
+        if plan is None or not plan.still_fits(parameters, rule, self.state):
+            scalars = len(self._scalars(group, 1))
+            plan = Plan(parameters, rule, self.state, self._counts_steps, scalars)
+        scale = -1.0 if group["maximize"] else 1.0
+        for bucket in plan.buckets:
+            bucket.launch.set_scalars(scale, self._scalars(group, bucket.step.value + 1))
+        return plan
+
+    def _adopt(self, plans: list[Plan]) -> None:
+        """Keep these plans, and the state that they created."""
+        for plan in plans:
+            for parameter, entries in plan.created:
+                self.state[parameter] = entries
+            plan.created = []
+        for plan in plans:
+            plan.adopt(self.state)
+        self._plans = plans
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or fill them with zeros.
+
+        Args:
+            set_to_none: True sets each `grad` to None, so that a parameter which gets no gradient in
+                the next pass is skipped; False keeps the arrays and fills them with zeros, so that
+                such a parameter is updated as with a gradient of zero. Default: True.
+        """
+        for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad = buffers.zeroed(parameter.grad)
+
+    def clear_grad(self) -> None:
+        """Set the gradients of all parameters to None: `zero_grad(set_to_none=True)`."""
+        self.zero_grad(set_to_none=True)
+
+    # ---- groups ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, for example of layers that have been frozen so far.
+
+        Args:
+            param_group: `{"params": [...]}` and the hyper-parameters in which the group differs from
+                `defaults`. "params" is as for the constructor, or one `Parameter`.
+
+        Raises:
+            TypeError, ValueError: as the constructor; the optimizer is as it was before.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError(f"param_group must have 'params', but has {sorted(param_group)}")
+        parameters, names = checks.members(param_group["params"])
+        group = {**self.defaults, **param_group, "params": parameters}
+        if names is not None:
+            group["param_names"] = names
+        for other in self.param_groups:
+            if ("param_names" in other) != ("param_names" in group):
+                raise ValueError(
+                    "all optimizer param groups should be with/without names. cannot add param "
+                    f"group {'without' if names is None else 'with'} names to the optimizer"
+                )
+        self._check(group)
+        known = self._parameters()
+        if not set(known).isdisjoint(parameters):
+            raise ValueError("some parameters appear in more than one parameter group")
+        checks.memory(known + parameters)
+        self.param_groups.append(group)
+
+    def _parameters(self) -> list[Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    # ---- snapshots ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of the optimizer in torch's layout, which no later step changes.
+
+        Returns:
+            A dict with "state", for each parameter that has any its state by the parameter's number
+            (host arrays and the int "step"), and "param_groups", the groups with such numbers in
+            place of the parameters.
+        """
+        number = {parameter: i for i, parameter in enumerate(self._parameters())}
+        state = {
+            i: {
+                name: buffers.host_copy(value) if isinstance(value, np.ndarray) else deepcopy(value)
+                for name, value in self.state[parameter].items()
+            }
+            for parameter, i in number.items()
+            if self.state.get(parameter)
+        }
+        groups = []
+        for group in self.param_groups:
+            numbers = [number[parameter] for parameter in group["params"]]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            groups.append({**deepcopy(settings), "params": numbers})
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over state and hyper-parameters from what `state_dict()` returned.
+
+        Everything is copied, and a state buffer keeps the data type in which it was saved. The dict
+        may come from the torch optimizer of the same name, tensors and all.
+
+        Args:
+            state_dict: the dict, saved by an optimizer with groups of the same sizes.
+
+        Raises:
+            ValueError: other groups, sizes, shapes or names than this optimizer's.
+            TypeError: a value of a wrong type. In either case the optimizer keeps what it had.
+        """
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError("state_dict must be a dict with 'state' and 'param_groups'")
+        groups, owner = self._loaded_groups(state_dict["param_groups"])
+        state = {}
+        for number, entries in state_dict["state"].items():
+            if number not in owner:
+                raise ValueError(f"loaded state dict has state for {number!r}, which no group names")
+            state[owner[number]] = self._loaded_state(number, owner[number], entries)
+        self.param_groups = groups
+        self.state = State(state)
+        self._plans = []
+
+    def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
+        """The groups as saved, and which parameter each saved number stands for."""
+        saved_groups = deepcopy(saved_groups)
+        if len(saved_groups) != len(self.param_groups):
+            raise ValueError(
+                "loaded state dict has a different number of parameter groups: "
+                f"{len(saved_groups)} instead of {len(self.param_groups)}"
+            )
+        groups = []
+        owner: dict[Any, Parameter] = {}
+        for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
+            missing = {"params", *self.defaults} - saved.keys()
+            if missing:
+                raise ValueError(
+                    f"group {i} of the loaded state dict has no {sorted(missing)}: was it saved by "
+                    f"another optimizer than {type(self).__name__}?"
+                )
+            if len(saved["params"]) != len(group["params"]):
+                raise ValueError(
+                    "loaded state dict contains a parameter group that doesn't match the size of "
+                    f"optimizer's group: group {i} has {len(saved['params'])} parameters instead "
+                    f"of {len(group['params'])}"
+                )
+            owner.update(zip(saved["params"], group["params"]))
+            loaded = {**saved, "params": group["params"]}
+            if "param_names" in group:
+                loaded.setdefault("param_names", group["param_names"])
+            self._check(loaded)
+            groups.append(loaded)
+        return groups, owner
+
+    def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
+        """Copies of one parameter's saved state, checked against what this optimizer keeps."""
+        entries = {name: value for name, value in entries.items() if value is not None}
+        if not entries:
+            return {}
+        step = ("step",) if self._counts_steps else ()
+        missing = {*step, *self._always} - entries.keys()
+        unknown = entries.keys() - {*step, *self._always, *self._sometimes}
+        if missing or unknown:
+            wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
+            raise ValueError(
+                f"loaded state of parameter {number} has {wrong}: was it saved by another optimizer "
+                f"than {type(self).__name__}?"
+            )
+        loaded = {}
+        for name, value in entries.items():
+            what = f"loaded state {name!r} of parameter {number}"
+            if name == "step":
+                loaded[name] = int(value)
+                if not (loaded[name] >= 0 and loaded[name] == float(value)):
+                    raise ValueError(f"{what} must be a count of updates, but got {value}")
+                continue
+            array = buffers.as_host(value, what)
+            if array.shape != parameter.shape:
+                raise ValueError(
+                    f"{what} has shape {array.shape}, but the parameter has {parameter.shape}"
+                )
+            loaded[name] = buffers.copy_beside(array, parameter.data)
+        return loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.state = State(self.state)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join([*lines, ")"])
