@@ -1,11 +1,11 @@
 """genesis: the optimizer step for training code written in NumPy.
 
-    import genesis
+import genesis
 
-    weight = genesis.Parameter(array)
-    optimizer = genesis.optim.AdamW([weight], lr=1e-3)
-    weight.grad = gradient
-    optimizer.step()
+weight = genesis.Parameter(array)
+optimizer = genesis.optim.AdamW([weight], lr=1e-3)
+weight.grad = gradient
+optimizer.step()
 """
 
 from . import optim

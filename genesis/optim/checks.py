@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable
 from numbers import Real
@@ -53,6 +54,14 @@ def flags(group: dict[str, Any], *names: str) -> None:
     for name in names:
         if not isinstance(group[name], (bool, np.bool_)):
             raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+
+
+def warn(message: str) -> None:
+    """Warn the user: the warning names the line that called into genesis."""
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("genesis."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 _UNORDERED = (
@@ -108,10 +117,7 @@ def members(params: Any) -> tuple[list[Parameter], list[str] | None]:
     for name, parameter in named:
         once.setdefault(parameter, name)
     if len(once) < len(named):
-        warnings.warn(
-            "optimizer contains a parameter group with duplicate parameters; each is kept once",
-            stacklevel=4,
-        )
+        warn("optimizer contains a parameter group with duplicate parameters; each is kept once")
     nameless = sum(name is None for name in once.values())
     if 0 < nameless < len(once):
         raise ValueError(

@@ -213,7 +213,9 @@ class Optimizer:
         state = {}
         for number, entries in state_dict["state"].items():
             if number not in owner:
-                raise ValueError(f"loaded state dict has state for {number!r}, which no group names")
+                raise ValueError(
+                    f"loaded state dict has state for {number!r}, which no group names"
+                )
             state[owner[number]] = self._loaded_state(number, owner[number], entries)
         self.param_groups = groups
         self.state = State(state)

@@ -77,9 +77,8 @@ class Plan:
     def _entries(self, parameter: Parameter, state: State) -> tuple[dict, int]:
         """The parameter's state, completed if need be, and the number of its updates so far."""
         entries = dict(state.get(parameter) or {})
-        missing = [name for name in self._rule[1] if name not in entries]
-        if self._counts_steps and "step" not in entries:
-            missing.append("step")
+        names = ("step", *self._rule[1]) if self._counts_steps else self._rule[1]
+        missing = [name for name in names if name not in entries]
         if missing:
             for name in missing:
                 fresh = 0 if name == "step" else buffers.zeros(parameter.shape, parameter.data)

@@ -21,7 +21,7 @@ class RMSprop(Optimizer):
         g &\leftarrow g + \lambda \theta \\
         v &\leftarrow \alpha v + (1 - \alpha) g^2 \\
         a &\leftarrow \alpha a + (1 - \alpha) g \qquad (\text{only if centered}) \\
-        b &\leftarrow \mu b + g / (\sqrt{v - a^2} + \epsilon) \qquad (a = 0 \text{ if not centered}) \\
+        b &\leftarrow \mu b + g / (\sqrt{v - a^2} + \epsilon) \qquad (a = 0 \text{ otherwise}) \\
         \theta &\leftarrow \theta - \gamma \, b
 
     Args:

@@ -1,0 +1,68 @@
+"""THE table: every optimizer in every variant of its constructor.
+
+Tests, benchmarks and documentation are driven by it. A new optimizer is one row or a few here, and a
+reference of the same name in `reference.py`; a test fails for an exported optimizer without a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import genesis
+
+SHAPES = [(10, 5), (10,), (), (0,), (3, 4, 2)]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = [np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
+
+
+class Case(NamedTuple):
+    """One optimizer with one set of hyper-parameters."""
+
+    name: str
+    hyper: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        values = [f"{name}={value}" for name, value in self.hyper.items()]
+        return "-".join([self.name, *values]).replace(" ", "")
+
+    def make(self, params: Any, **others: Any) -> genesis.optim.Optimizer:
+        return getattr(genesis.optim, self.name)(params, **{**self.hyper, **others})
+
+
+CASES = [
+    Case("SGD", {"lr": 0.1}),
+    Case("SGD", {"lr": 0.1, "weight_decay": 0.1}),
+    Case("SGD", {"lr": 0.1, "maximize": True}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1}),
+    Case("Adam", {}),
+    Case("Adam", {"lr": 0.01, "betas": (0.3, 0.7), "eps": 1e-3}),
+    Case("Adam", {"weight_decay": 0.1}),
+    Case("Adam", {"amsgrad": True}),
+    Case("Adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
+    Case("Adam", {"maximize": True}),
+    Case("AdamW", {}),
+    Case("AdamW", {"lr": 0.01, "betas": (0.3, 0.7), "eps": 1e-3}),
+    Case("AdamW", {"weight_decay": 0.3, "lr": 0.1}),
+    Case("AdamW", {"weight_decay": 0}),
+    Case("AdamW", {"amsgrad": True}),
+    Case("AdamW", {"amsgrad": True, "weight_decay": 0.3, "maximize": True}),
+    Case("RMSprop", {}),
+    Case("RMSprop", {"lr": 0.1, "alpha": 0.5, "eps": 1e-3}),
+    Case("RMSprop", {"weight_decay": 0.1}),
+    Case("RMSprop", {"momentum": 0.9}),
+    Case("RMSprop", {"centered": True}),
+    Case("RMSprop", {"centered": True, "momentum": 0.9, "weight_decay": 0.1}),
+    Case("RMSprop", {"momentum": 0.9, "maximize": True}),
+]
+
+ONE_EACH = list({case.name: case for case in CASES}.values())
+"""The last row of each optimizer, for tests that are not about its formula."""

@@ -1,0 +1,44 @@
+import gc
+
+import numpy as np
+import pytest
+
+import genesis
+from genesis.kernels import table, threads
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Cut work so small that little tensors are shared among threads as large ones are."""
+    monkeypatch.setattr(table, "CHUNK", 7)
+    monkeypatch.setattr(threads, "MINIMUM_BYTES", 1)
+
+
+@pytest.fixture
+def num_threads():
+    """Set the number of threads for one test."""
+    before = genesis.get_num_threads()
+    yield genesis.set_num_threads
+    genesis.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _collect_after():
+    yield
+    gc.collect(0)
