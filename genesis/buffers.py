@@ -7,7 +7,7 @@ order (its `Layout`), and never looks at the array's own type.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -102,10 +102,14 @@ def check_writable(array: np.ndarray, what: str) -> None:
         extent = stride * (length - 1) + extent
 
 
+def flat_order(buffer: np.ndarray) -> Literal["C", "F"]:
+    """The order in which kernels walk through a buffer, and its gradient and state with it."""
+    return "F" if layout(buffer).order == "F" else "C"
+
+
 def zeros(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     """A buffer of zeros beside `like`: its device, data type and memory order."""
-    order = "F" if layout(like).order == "F" else "C"
-    return np.zeros(shape, like.dtype, order=order)
+    return np.zeros(shape, like.dtype, order=flat_order(like))
 
 
 def zeroed(buffer: np.ndarray) -> np.ndarray:
@@ -133,8 +137,7 @@ def as_host(array: Any, what: str) -> np.ndarray:
 
 def copy_beside(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     """A copy of `array` on the device and in the memory order of `like`, in its own data type."""
-    order = "F" if layout(like).order == "F" else "C"
-    return np.array(array, order=order, copy=True, subok=False)
+    return np.array(array, order=flat_order(like), copy=True, subok=False)
 
 
 def host_copy(buffer: np.ndarray) -> np.ndarray:

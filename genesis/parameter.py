@@ -70,8 +70,8 @@ class Parameter(NDArrayOperatorsMixin):
         self.requires_grad = bool(requires_grad)
         self._data = data
         self._data_layout = buffers.layout(data)
-        self._grad = None
-        self._grad_layout = None
+        self._grad: np.ndarray | None = None
+        self._grad_layout: buffers.Layout | None = None
         self._version = next(_versions)
 
     @property

@@ -46,7 +46,7 @@ class Launch:
         Raises TypeError for what is no number, OverflowError for what float32 cannot hold.
         """
         try:
-            self._pack(self._scalars, 0, scale, *hyper)
+            self._pack(self._scalars.data, 0, scale, *hyper)
         except struct_error:
             raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
 

@@ -186,6 +186,5 @@ def _source_of(rule: Callable) -> bytes:
 
 _SOURCES = b"".join(
     [__version__.encode()]
-    + [Path(module.__file__).read_bytes() for module in (rules, storage)]
-    + [Path(__file__).read_bytes()]
+    + [Path(__file__).with_name(name).read_bytes() for name in ("rules.py", "storage.py", "cpu.py")]
 )

@@ -38,7 +38,7 @@ class Table:
         self._target = target
         parameters = columns[1]
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
-        self.orders = ["F" if buffers.layout(p).order == "F" else "C" for p in parameters]
+        self.orders = [buffers.flat_order(parameter) for parameter in parameters]
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
         self.chunks = cut([p.size for p in parameters])
         self.elements = sum(p.size for p in parameters)

@@ -50,7 +50,7 @@ class Adam(Optimizer):
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 0.701, -1.7  ])
+        array([ 0.702, -1.701])
 
     References:
         Kingma, Ba: Adam: a method for stochastic optimization. ICLR 2015,

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable
-from numbers import Real
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def number(
     """Raise unless `group[name]` is a number of at least 0, less than `below` and at most `most`."""
     value = group[name]
     title = title or f"{name} value"
-    if not isinstance(value, Real):
+    if not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"Invalid {title}: {value!r}, expected a number")
     if not 0 <= value <= most or below <= value < math.inf:
         expected = "at least 0"
@@ -58,7 +58,8 @@ def flags(group: dict[str, Any], *names: str) -> None:
 
 def warn(message: str) -> None:
     """Warn the user: the warning names the line that called into genesis."""
-    frame, level = sys._getframe(), 1
+    frame: FrameType | None = sys._getframe()
+    level = 1
     while frame is not None and frame.f_globals.get("__name__", "").startswith("genesis."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
@@ -118,12 +119,12 @@ def members(params: Any) -> tuple[list[Parameter], list[str] | None]:
         once.setdefault(parameter, name)
     if len(once) < len(named):
         warn("optimizer contains a parameter group with duplicate parameters; each is kept once")
-    nameless = sum(name is None for name in once.values())
-    if 0 < nameless < len(once):
+    names = [name for name in once.values() if name is not None]
+    if 0 < len(names) < len(once):
         raise ValueError(
             "all optimizer params should be with/without names. Some param names are missing"
         )
-    return list(once), None if nameless else list(once.values())
+    return list(once), names or None
 
 
 def memory(parameters: list[Parameter]) -> None:

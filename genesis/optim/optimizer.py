@@ -266,7 +266,7 @@ class Optimizer:
                 f"loaded state of parameter {number} has {wrong}: was it saved by another optimizer "
                 f"than {type(self).__name__}?"
             )
-        loaded = {}
+        loaded: dict[str, Any] = {}
         for name, value in entries.items():
             what = f"loaded state {name!r} of parameter {number}"
             if name == "step":

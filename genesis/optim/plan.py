@@ -70,9 +70,10 @@ class Plan:
             key = (step, *(buffers.layout(array)[:2] for array in arrays))
             members.setdefault(key, []).append((parameter, arrays))
         for (step, *_), rows in members.items():
-            updated, arrays = zip(*rows)
-            launch = kernels.prepare(function, list(zip(*arrays)), scalars)
-            self.buckets.append(Bucket(list(updated), step, launch))
+            updated = [parameter for parameter, _ in rows]
+            columns = list(zip(*(arrays for _, arrays in rows)))
+            launch = kernels.prepare(function, columns, scalars)
+            self.buckets.append(Bucket(updated, step, launch))
 
     def _entries(self, parameter: Parameter, state: State) -> tuple[dict, int]:
         """The parameter's state, completed if need be, and the number of its updates so far."""
@@ -104,7 +105,7 @@ class Plan:
                 return False
             self._data_edits = data_edits()
         for bucket in self.buckets:
-            bucket.launch.refresh_gradients([p._grad for p in bucket.parameters])
+            bucket.launch.refresh_gradients([p._grad for p in bucket.parameters if p._grad is not None])
         self._versions = versions
         return True
 

@@ -49,7 +49,7 @@ class RMSprop(Optimizer):
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 0.777, -1.772])
+        array([ 0.78 , -1.775])
 
     References:
         Tieleman, Hinton: Lecture 6.5, RMSprop. COURSERA: Neural networks for machine learning, 2012,

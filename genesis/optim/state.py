@@ -105,7 +105,7 @@ class State(dict):
             self[parameter] = entries or {}
         return self[parameter]
 
-    def __ior__(self, other: Any) -> State:
+    def __ior__(self, other: Any) -> State:  # type: ignore[override, misc]
         self.update(other)
         return self
 
