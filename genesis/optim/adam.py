@@ -94,7 +94,8 @@ class Adam(Optimizer):
             return amsgrad, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return plain, ("exp_avg", "exp_avg_sq")
 
-    def _scalars(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
+    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
+        step = numbers["step"]
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
         root = (1 - beta2**step) ** 0.5

@@ -22,7 +22,8 @@ class Optimizer:
     A subclass hands its defaults to this constructor, names its state buffers in `_always` and
     `_sometimes`, and defines three methods: `_check` (are a group's hyper-parameters possible?),
     `_rule` (which rule do they ask for?) and `_scalars` (which numbers does the rule take at a given
-    step?). Everything else is here.
+    step?). One whose state has more numbers than "step" names them in `_numbers` and defines how
+    they begin and go on, `_initial` and `_next`. Everything else is here.
 
     Args:
         params: the parameters to optimize: an iterable of `Parameter`s, of `(name, Parameter)` pairs,
@@ -44,8 +45,8 @@ class Optimizer:
 
     _always: tuple[str, ...] = ()
     _sometimes: tuple[str, ...] = ()
-    _counts_steps = True
-    """Whether state has a "step". If not, `_scalars` is asked for step 1 at first and then for 2."""
+    _numbers: tuple[str, ...] = ("step",)
+    """The numbers that state shows. Without "step" among them, `_scalars` sees step 1, then 2."""
 
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         self.defaults = defaults
@@ -65,8 +66,16 @@ class Optimizer:
         """The rule that a group asks for and the names of its state buffers, in the rule's order."""
         raise NotImplementedError(f"{type(self).__name__} must define _rule")
 
-    def _scalars(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
-        """The rule's scalars at a parameter's update number `step`, which counts from 1."""
+    def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The numbers in the state of a parameter before its first update."""
+        return {"step": 0}
+
+    def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+        """The numbers in the state of a parameter after one more update."""
+        return {"step": numbers["step"] + 1}
+
+    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
+        """The rule's scalars for the update after which state holds `numbers`."""
         raise NotImplementedError(f"{type(self).__name__} must define _scalars")
 
     # ---- the step ----
@@ -97,11 +106,13 @@ class Optimizer:
         parameters, rule = group["params"], self._rule(group)
         plan = self._plans[i] if i < len(self._plans) else None
         if plan is None or not plan.still_fits(parameters, rule, self.state):
-            scalars = len(self._scalars(group, 1))
-            plan = Plan(parameters, rule, self.state, self._counts_steps, scalars)
+            initial = self._initial(group)
+            scalars = len(self._scalars(group, self._next(group, initial)))
+            plan = Plan(parameters, rule, self.state, initial, self._numbers, scalars)
         scale = -1.0 if group["maximize"] else 1.0
         for bucket in plan.buckets:
-            bucket.launch.set_scalars(scale, self._scalars(group, bucket.step.value + 1))
+            bucket.numbers_after = after = self._next(group, bucket.numbers)
+            bucket.launch.set_scalars(scale, self._scalars(group, after))
         return plan
 
     def _adopt(self, plans: list[Plan]) -> None:
@@ -257,9 +268,8 @@ class Optimizer:
         entries = {name: value for name, value in entries.items() if value is not None}
         if not entries:
             return {}
-        step = ("step",) if self._counts_steps else ()
-        missing = {*step, *self._always} - entries.keys()
-        unknown = entries.keys() - {*step, *self._always, *self._sometimes}
+        missing = {*self._numbers, *self._always} - entries.keys()
+        unknown = entries.keys() - {*self._numbers, *self._always, *self._sometimes}
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
             raise ValueError(
@@ -269,10 +279,12 @@ class Optimizer:
         loaded: dict[str, Any] = {}
         for name, value in entries.items():
             what = f"loaded state {name!r} of parameter {number}"
-            if name == "step":
-                loaded[name] = int(value)
-                if not (loaded[name] >= 0 and loaded[name] == float(value)):
-                    raise ValueError(f"{what} must be a count of updates, but got {value}")
+            if name in self._numbers:
+                loaded[name] = float(value)
+                if name == "step":
+                    if not (loaded[name] >= 0 and loaded[name].is_integer()):
+                        raise ValueError(f"{what} must be a count of updates, but got {value}")
+                    loaded[name] = int(value)
                 continue
             array = buffers.as_host(value, what)
             if array.shape != parameter.shape:

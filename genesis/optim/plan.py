@@ -9,37 +9,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import is_
+from typing import Any
 
 from .. import buffers, kernels
 from ..parameter import Parameter, data_edits
-from .state import Count, State
+from .state import State
 
 Rule = tuple[Callable, tuple[str, ...]]
 """A rule and the names of its state buffers, in the order in which the rule takes them."""
 
 
 class Bucket:
-    """The parameters that one launch updates, and how many updates each has had."""
+    """The parameters that one launch updates.
 
-    __slots__ = ("launch", "parameters", "step")
+    Attributes:
+        parameters: the parameters.
+        numbers: what their state holds besides buffers, the same for all: "step" and perhaps more.
+        launch: how they are updated.
+    """
 
-    def __init__(self, parameters: list[Parameter], step: int, launch: kernels.Launch):
+    __slots__ = ("launch", "numbers", "numbers_after", "parameters")
+
+    def __init__(
+        self, parameters: list[Parameter], numbers: dict[str, Any], launch: kernels.Launch
+    ):
         self.parameters = parameters
-        self.step = Count(step)
+        self.numbers = numbers
+        self.numbers_after = numbers
         self.launch = launch
 
 
 class Plan:
     """The buckets of one group and what they were made from.
 
-    State that parameters lack is created here but not handed over: `commit` does that once nothing
+    State that parameters lack is created here but not handed over: `created` waits until nothing
     can fail any more, so that running out of memory leaves the optimizer as it was.
 
     Args:
         parameters: the group's parameters.
         rule: the group's rule.
         state: the optimizer's state.
-        counts_steps: whether the state has a "step".
+        initial: the numbers in the state of a parameter that has had no update.
+        kept: which of these numbers the state shows. "step" may be missing: then it is 0 for a
+            parameter without buffers and 1 for others.
         scalars: how many scalars the rule takes.
     """
 
@@ -48,12 +60,13 @@ class Plan:
         parameters: list[Parameter],
         rule: Rule,
         state: State,
-        counts_steps: bool,
+        initial: dict[str, Any],
+        kept: tuple[str, ...],
         scalars: int,
     ):
         self.buckets: list[Bucket] = []
         self.created: list[tuple[Parameter, dict]] = []
-        self._counts_steps = counts_steps
+        self._kept = kept
         self._rule = rule
         self._state_edits = state.edits
         self._data_edits = data_edits()
@@ -65,29 +78,32 @@ class Plan:
         for parameter in parameters:
             if parameter.grad is None:
                 continue
-            entries, step = self._entries(parameter, state)
+            entries, numbers = self._entries(parameter, state, initial)
             arrays = [parameter.grad, parameter.data, *(entries[name] for name in names)]
-            key = (step, *(buffers.layout(array)[:2] for array in arrays))
-            members.setdefault(key, []).append((parameter, arrays))
-        for (step, *_), rows in members.items():
-            updated = [parameter for parameter, _ in rows]
-            columns = list(zip(*(arrays for _, arrays in rows)))
+            key = (*numbers.values(), *(buffers.layout(array)[:2] for array in arrays))
+            members.setdefault(key, []).append((parameter, numbers, arrays))
+        for rows in members.values():
+            columns = list(zip(*(arrays for *_, arrays in rows)))
             launch = kernels.prepare(function, columns, scalars)
-            self.buckets.append(Bucket(updated, step, launch))
+            self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][1], launch))
 
-    def _entries(self, parameter: Parameter, state: State) -> tuple[dict, int]:
-        """The parameter's state, completed if need be, and the number of its updates so far."""
+    def _entries(
+        self, parameter: Parameter, state: State, initial: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parameter's state, completed if need be, and the numbers in it."""
         entries = dict(state.get(parameter) or {})
-        names = ("step", *self._rule[1]) if self._counts_steps else self._rule[1]
-        missing = [name for name in names if name not in entries]
+        missing = [name for name in (*self._kept, *self._rule[1]) if name not in entries]
+        for name in missing:
+            is_number = name in initial
+            entries[name] = (
+                initial[name] if is_number else buffers.zeros(parameter.shape, parameter.data)
+            )
         if missing:
-            for name in missing:
-                fresh = 0 if name == "step" else buffers.zeros(parameter.shape, parameter.data)
-                entries[name] = fresh
             self.created.append((parameter, entries))
-        if self._counts_steps:
-            return entries, entries["step"]
-        return entries, 0 if missing else 1
+        numbers = {name: entries[name] for name in self._kept}
+        if "step" not in self._kept:
+            numbers["step"] = 0 if missing else 1
+        return entries, numbers
 
     def still_fits(self, parameters: list[Parameter], rule: Rule, state: State) -> bool:
         """Whether the plan holds for the next step; takes in gradients that are other arrays."""
@@ -110,18 +126,15 @@ class Plan:
         return True
 
     def adopt(self, state: State) -> None:
-        """Take the state as it now is for what the plan was made from, and count its steps."""
+        """Take the state as it now is for what the plan was made from, and keep its numbers."""
         self._state_edits = state.edits
-        if self._counts_steps:
+        if self._kept:
             for bucket in self.buckets:
                 for parameter in bucket.parameters:
-                    state[parameter].share_step(bucket.step)
+                    state[parameter].share(bucket.numbers)
 
     def run(self) -> None:
-        """Update all parameters and count the step."""
+        """Update all parameters, and their numbers."""
         for bucket in self.buckets:
             bucket.launch.run()
-            if self._counts_steps:
-                bucket.step.value += 1
-            else:
-                bucket.step.value = 1
+            bucket.numbers.update(bucket.numbers_after)

@@ -98,7 +98,7 @@ class RMSprop(Optimizer):
             return rules.rmsprop_centered, ("square_avg", "grad_avg")
         return rules.rmsprop, ("square_avg",)
 
-    def _scalars(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
+    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
         alpha, momentum = group["alpha"], group["momentum"]
         scalars = group["lr"], group["weight_decay"], alpha, 1 - alpha, group["eps"]
         return (*scalars, momentum) if momentum > 0 else scalars

@@ -56,7 +56,7 @@ class SGD(Optimizer):
     """
 
     _sometimes = ("momentum_buffer",)
-    _counts_steps = False
+    _numbers = ()
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class SGD(Optimizer):
         rule = rules.sgd_nesterov if group["nesterov"] else rules.sgd_momentum
         return rule, ("momentum_buffer",)
 
-    def _scalars(self, group: dict[str, Any], step: int) -> tuple[float, ...]:
+    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
         momentum = group["momentum"]
         if momentum == 0:
             return group["lr"], group["weight_decay"]
         # The first gradient enters the empty buffer whole, whatever the dampening.
-        undamped = 1.0 if step == 1 else 1 - group["dampening"]
+        undamped = 1.0 if numbers["step"] == 1 else 1 - group["dampening"]
         return group["lr"], group["weight_decay"], momentum, undamped

@@ -1,9 +1,9 @@
 """The dicts in which an optimizer keeps its state.
 
 They look and behave like dicts. But between steps an optimizer keeps the addresses of state buffers,
-so they tell it when somebody edits them; and all parameters that one launch updates have had the
-same number of updates, so their "step" is one shared number, looked up when somebody reads it. Both
-would cost more than a small step does, if it had to look at each parameter's dict instead.
+so they tell it when somebody edits them; and all parameters that one launch updates have the same
+numbers in their state ("step" above all), so these are kept once and looked up when somebody reads
+them. Both would cost more than a small step does, if it had to look at each parameter's dict.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Count:
-    """A number that several dicts share."""
+    """A number that several objects share."""
 
     __slots__ = ("value",)
 
@@ -22,18 +22,18 @@ class Count:
 
 
 class Entries(dict):
-    """One parameter's state: buffers by name, and "step" where the optimizer counts steps."""
+    """One parameter's state: buffers and numbers by name."""
 
-    __slots__ = ("_edits", "_step")
+    __slots__ = ("_edits", "_numbers")
 
     def __init__(self, entries: Mapping[str, Any], edits: Count):
         super().__init__(entries)
         self._edits = edits
-        self._step: Count | None = None
+        self._numbers: Mapping[str, Any] | None = None
 
-    def share_step(self, step: Count) -> None:
-        """Let "step" be what `step` counts, until the next edit."""
-        self._step = step
+    def share(self, numbers: Mapping[str, Any]) -> None:
+        """Let these entries be what `numbers` holds when they are read, until the next edit."""
+        self._numbers = numbers
 
     def __reduce__(self) -> tuple:
         return dict, (dict(self),)
@@ -44,8 +44,8 @@ class Entries(dict):
 
 def _reading(method: Callable) -> Callable:
     def read(self: Entries, *args: Any) -> Any:
-        if self._step is not None:
-            dict.__setitem__(self, "step", self._step.value)
+        if self._numbers is not None:
+            dict.update(self, self._numbers)
         return method(self, *args)
 
     return read
@@ -53,9 +53,9 @@ def _reading(method: Callable) -> Callable:
 
 def _editing(method: Callable) -> Callable:
     def edit(self: Entries, *args: Any, **kwargs: Any) -> Any:
-        if self._step is not None:
-            dict.__setitem__(self, "step", self._step.value)
-            self._step = None
+        if self._numbers is not None:
+            dict.update(self, self._numbers)
+            self._numbers = None
         self._edits.value += 1
         return method(self, *args, **kwargs)
 
