@@ -10,7 +10,19 @@ optimizer.step()
 
 from . import optim
 from ._version import __version__
+from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .kernels.threads import get_num_threads, set_num_threads
 from .parameter import Parameter
 
-__all__ = ["Parameter", "__version__", "get_num_threads", "optim", "set_num_threads"]
+__all__ = [
+    "CheckpointError",
+    "Parameter",
+    "__version__",
+    "get_num_threads",
+    "load",
+    "load_checkpoint",
+    "optim",
+    "save",
+    "save_checkpoint",
+    "set_num_threads",
+]

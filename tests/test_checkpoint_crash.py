@@ -1,0 +1,484 @@
+"""What a save leaves on the disk when it is killed, fails, or meets another; and what it costs."""
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import genesis.checkpoint
+from genesis.checkpoint import CheckpointError, load, save
+from genesis.parameter import Parameter
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def path(tmp_path):
+    """In a directory of its own, so that a listing shows every file left behind."""
+    return str(tmp_path / "run.safetensors")
+
+
+def files_beside(path):
+    return sorted(set(os.listdir(os.path.dirname(path))) - {os.path.basename(path)})
+
+
+def run(code, *arguments):
+    """Run code in a process of its own; what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# Killed.
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(kills, path):
+    """Each time a complete state is there: the last one reported, or the one after it."""
+    rng = random.Random(kills)
+    horizon = 0.03  # then three saves, however busy the machine is
+    saver = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("checkpoint_saver.py"), path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    reported = caught_writing = newer = 0
+    with saver:
+        for _ in range(kills):
+            saver.stdin.write("go\n")
+            saver.stdin.flush()
+            child = int(saver.stdout.readline())
+            begin = time.perf_counter()
+            time.sleep(rng.uniform(0, horizon))
+            os.kill(child, signal.SIGKILL)
+            elapsed = time.perf_counter() - begin
+            lines = list(iter(saver.stdout.readline, "dead\n"))
+            reported = int(lines[-1]) if lines else reported
+            horizon = min(1, 3 * elapsed / len(lines) if lines else 1.5 * horizon)
+            if not os.path.exists(path):
+                assert reported == 0
+                continue
+            state = load(path)
+            number = state["number"]
+            assert number in (reported, reported + 1)
+            newer += number == reported + 1
+            generator = np.random.default_rng(number)
+            np.testing.assert_array_equal(state["weights"][0], generator.random((64, 1024)))
+            np.testing.assert_array_equal(
+                state["weights"][1], generator.random(100_000, np.float32)
+            )
+            assert state["rng"] == generator.bit_generator.state
+            assert (state["optimizer"]["state"][0]["exp_avg"] == number).all()
+            reported = number
+            # The killed save's file at most: each save sweeps what the one before it left.
+            leftovers = files_beside(path)
+            assert len(leftovers) <= 1
+            caught_writing += len(leftovers)
+        saver.stdin.close()
+    print(f"{kills} kills: {reported} saves, {caught_writing} left a file, {newer} unreported")
+    assert reported >= kills / 4
+    assert caught_writing >= kills / 20
+    save(None, path)
+    assert files_beside(path) == []
+
+
+# Failed.
+
+
+def test_full_disk(path):
+    """A file size limit fails a write as a full disk does: in the middle of it."""
+    printed = run(
+        """
+        import os, resource, sys
+        import numpy as np
+        from genesis.checkpoint import load, save
+        path = sys.argv[1]
+        save({"number": 1}, path)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+        try:
+            save({"number": 2, "a": np.zeros(1_000_000)}, path)
+        except OSError as error:
+            print(type(error).__name__, error.errno, error)
+        print(load(path), os.listdir(os.path.dirname(path)))
+        save({"number": 3, "a": np.zeros(100_000)}, path)
+        print(load(path)["number"])
+        """,
+        path,
+    )
+    assert printed == (
+        f"OSError 27 [Errno 27] cannot save the checkpoint: File too large: {path!r}\n"
+        "{'number': 1} ['run.safetensors']\n3\n"
+    )
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_at_any_step(step, error, path, monkeypatch):
+    save({"number": 1}, path)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        if step == "write":
+            patch.setattr(genesis.checkpoint, "_write_all", fail)
+        else:
+            patch.setattr(os, step, fail)
+        with pytest.raises(type(error)) as caught:
+            save({"number": 2}, path)
+    if isinstance(error, OSError):
+        assert caught.value.filename == path
+        assert "No space left on device" in str(caught.value)
+    assert load(path) == {"number": 1}
+    assert files_beside(path) == []
+
+
+class Device:
+    """A device array whose copy to the host does what the test wants."""
+
+    dtype, shape = np.dtype(np.float32), (3,)
+
+    def __init__(self, copy):
+        self.copy_to_host = copy
+
+
+def test_an_array_that_cannot_be_fetched(path):
+    def lost():
+        raise RuntimeError("device lost")
+
+    save({"number": 1}, path)
+    with pytest.raises(RuntimeError, match="device lost"):
+        save({"a": np.ones(9), "b": Device(lost)}, path)
+    assert load(path) == {"number": 1}
+    assert files_beside(path) == []
+
+
+def test_the_data_reach_the_disk_before_the_name_and_the_name_before_the_return(path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append("directory" if directory else ("data", os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        assert os.path.dirname(source) == os.path.dirname(target)
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    save(np.ones(1000), path)
+    assert events == [("data", os.path.getsize(path)), "rename", "directory"]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"), [("missing/run", FileNotFoundError), ("", IsADirectoryError)]
+)
+def test_impossible_targets(where, error, tmp_path):
+    target = tmp_path / where
+    with pytest.raises(error, match="cannot save the checkpoint") as caught:
+        save(1, target)
+    assert caught.value.filename == str(target)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_special_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="not a regular file"):
+        save(1, tmp_path / "fifo")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "fifo").st_mode)
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_a_protected_file_is_not_replaced(path, monkeypatch):
+    save(1, path)
+    os.chmod(path, 0o444)
+    if os.geteuid() == 0:  # whom no mode stops
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot save the checkpoint"):
+        save(2, path)
+    assert load(path) == 1
+
+
+# Leftovers, and others who save.
+
+
+def leftover(path, token="0123456789abcdef"):
+    directory, name = os.path.split(path)
+    file = Path(directory, f".{name}.{token}.tmp")
+    file.write_bytes(b"half a checkp")
+    return file
+
+
+def test_leftovers_are_swept_and_nothing_else(path, tmp_path):
+    dead = [leftover(path), leftover(path, "f" * 16)]
+    others = [
+        leftover(path + "2"),
+        leftover(str(tmp_path / "safetensors")),
+        leftover(path, "0123456789ABCDEF"),
+        leftover(path, "0123456789abcde"),
+        leftover(path, "notes"),
+        tmp_path / "run.safetensors.tmp",
+    ]
+    others[-1].write_bytes(b"")
+    save(1, path)
+    assert not any(file.exists() for file in dead)
+    assert all(file.exists() for file in others)
+
+
+def test_a_link_in_the_place_of_a_leftover_is_not_followed(path, tmp_path):
+    (tmp_path / "precious").write_bytes(b"x")
+    link = tmp_path / ".run.safetensors.0123456789abcdef.tmp"
+    link.symlink_to("precious")
+    save(1, path)
+    assert link.read_bytes() == b"x"
+
+
+def test_a_refused_object_sweeps_nothing(path):
+    file = leftover(path)
+    with pytest.raises(TypeError):
+        save({1}, path)
+    assert file.exists()
+
+
+def test_the_file_of_a_save_still_at_work_is_left_alone(path):
+    """Another thread, and another process, save to the path while one save is held up."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        arrived.set()
+        assert go_on.wait(60)
+        return np.full(3, 7, np.float32)
+
+    thread = threading.Thread(target=save, args=([Device(slowly)], path))
+    thread.start()
+    try:
+        assert arrived.wait(60)
+        (live,) = files_beside(path)
+        save("by a thread", path)
+        assert load(path) == "by a thread"
+        run(
+            "import sys; from genesis.checkpoint import save; save('by a process', sys.argv[1])",
+            path,
+        )
+        assert load(path) == "by a process"
+        assert files_beside(path) == [live]
+    finally:
+        go_on.set()
+        thread.join()
+    assert load(path)[0].tolist() == [7, 7, 7]
+    assert files_beside(path) == []
+
+
+def test_a_temporary_file_swept_before_it_was_locked(path, monkeypatch):
+    """The moment between creating and locking: the save starts again under another name."""
+    flock, swept = genesis.checkpoint.fcntl.flock, []
+
+    def sweep_first(descriptor, operation):
+        if not swept:
+            (name,) = files_beside(path)
+            os.unlink(os.path.join(os.path.dirname(path), name))
+            swept.append(name)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(genesis.checkpoint.fcntl, "flock", sweep_first)
+    save("kept", path)
+    assert load(path) == "kept"
+    assert len(swept) == 1
+
+
+def test_a_file_system_without_locks(path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(genesis.checkpoint.fcntl, "flock", unsupported)
+    file = leftover(path)
+    save(1, path)
+    assert load(path) == 1
+    assert file.exists()
+
+
+def test_many_threads_save_to_one_path(path):
+    def work(number):
+        for _ in range(5):
+            save({"number": number, "a": np.full(1000, number)}, path)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if os.path.exists(path):
+            state = load(path)
+            assert (state["a"] == state["number"]).all()
+    assert files_beside(path) == []
+
+
+def test_an_array_that_another_thread_changes_does_not_spoil_the_file(path):
+    array = np.zeros(2_000_000)
+    stop = threading.Event()
+
+    def train():
+        while not stop.is_set():
+            np.add(array, 1, out=array)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(5):
+            save(array, path)
+            load(path)
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Modes and links.
+
+
+@pytest.fixture
+def umask():
+    old = os.umask(0o027)
+    yield 0o027
+    os.umask(old)
+
+
+def mode(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_a_new_file_follows_the_umask(path, umask):
+    save(1, path)
+    assert mode(path) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("kept", [0o600, 0o664, 0o644, 0o755])
+def test_an_existing_file_keeps_its_mode(kept, path, umask):
+    save(1, path)
+    os.chmod(path, kept)
+    save(2, path)
+    assert mode(path) == kept
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_an_existing_file_keeps_its_owner(path):
+    save(1, path)
+    os.chown(path, 12345, 23456)
+    save(2, path)
+    assert (os.stat(path).st_uid, os.stat(path).st_gid) == (12345, 23456)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_stays_and_its_file_is_replaced(relative, tmp_path):
+    (tmp_path / "runs").mkdir()
+    file, link = tmp_path / "runs" / "epoch3", tmp_path / "latest"
+    link.symlink_to("runs/epoch3" if relative else file)
+    save(1, link)  # makes the file that a dangling link names, as `open` would
+    save(2, link)
+    assert link.is_symlink()
+    assert load(file) == load(link) == 2
+    assert sorted(os.listdir(tmp_path)) == ["latest", "runs"]
+    assert os.listdir(tmp_path / "runs") == ["epoch3"]
+
+
+def test_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="cannot save the checkpoint: Too many levels"):
+        save(1, tmp_path / "loop")
+
+
+def test_kinds_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["plain", Path("as a Path"), b"bytes", "n" * 255, "é" * 127, "[*]?.tmp", "a\nb"]
+    for number, name in enumerate(names):
+        leftovers = (
+            [] if len(os.fsencode(name)) > 200 else [leftover(os.path.abspath(os.fsdecode(name)))]
+        )
+        save(number, name)
+        assert load(name) == number
+        assert not any(file.exists() for file in leftovers)
+    assert len(os.listdir(tmp_path)) == len(names)
+
+
+# Cost.
+
+MEASURE = """
+    import re, sys
+    import numpy as np
+    from genesis.checkpoint import load, save
+
+    def resident(what):
+        status = open("/proc/self/status").read()
+        return int(re.search(rf"{what}:\\s*(\\d+) kB", status)[1]) / 1024
+
+    class Device:
+        dtype, shape = np.dtype("f8"), (1 << 21,)
+        def copy_to_host(self):
+            return np.ones(self.shape)
+
+    case, path = sys.argv[1:]
+    if case == "contiguous":
+        state = [np.ones((8, 1 << 21))]
+    elif case == "strided":
+        state = [np.ones((1 << 21, 8))[:, i::2] for i in range(2)]
+    else:
+        state = [Device() for i in range(8)]
+    save(state, path)
+    load(path)
+    if case == "load":
+        del state
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak
+    before = resident("VmRSS")
+    kept = load(path) if case == "load" else save(state, path)
+    print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+@pytest.mark.parametrize(
+    ("case", "mebibytes"), [("contiguous", 0), ("strided", 64), ("device", 16), ("load", 128)]
+)
+def test_memory(case, mebibytes, path):
+    """All states have 128 MiB: in one array, in two that are strided, in eight on a device."""
+    extra = float(run(MEASURE, case, path))
+    print(f"{case}: {extra:.1f} MiB")
+    assert extra <= mebibytes + 8
+    assert extra >= 0.9 * mebibytes or mebibytes < 64  # so that this measures something
+
+
+def test_a_damaged_file_costs_no_more_than_a_good_one(path):
+    save(np.zeros(1 << 22), path)
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    with pytest.raises(CheckpointError, match="checksum"):
+        load(path)
+
+
+def test_thousands_of_small_tensors(path):
+    state = {i: {"exp_avg": np.ones(3), "p": Parameter(np.ones(3))} for i in range(2500)}
+    begin = time.perf_counter()
+    save(state, path)
+    loaded = load(path)
+    assert time.perf_counter() - begin < 3
+    assert len(loaded) == 2500
