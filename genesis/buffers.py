@@ -1,22 +1,30 @@
 """The one place that knows what kinds of array there are.
 
-A *buffer* is an array whose memory a kernel can read and write where it lies: today a
-`numpy.ndarray`. Everything above this module asks here for a buffer's device, data type and memory
-order (its `Layout`), and never looks at the array's own type.
+A *buffer* is an array whose memory a kernel can read and write where it lies: a `numpy.ndarray`, or
+an array on a CUDA device (Numba's, or any with a `__cuda_array_interface__`). Everything above this
+module sees buffers through `view`: a NumPy array that has the buffer's address, shape, strides and
+data type, so that one code answers all questions about its layout. The elements of a device
+buffer's view cannot be read; its memory belongs to the device.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from . import cuda_driver
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT_TYPES = {
     np.dtype(np.float64): "float64",
     np.dtype(np.float32): "float32",
     np.dtype(np.float16): "float16",
-    np.dtype(ml_dtypes.bfloat16): "bfloat16",
+    BFLOAT16: "bfloat16",
 }
 """The data types of parameters, gradients and state, and the names that kernels know them by."""
 
@@ -32,6 +40,69 @@ class Layout(NamedTuple):
     """"C" or "F" (flat in that order), "any" (flat in both), or None: a kernel needs a copy."""
 
 
+class DeviceView(np.ndarray):
+    """Where a device array lies, in NumPy's terms. Its elements must not be touched from here."""
+
+    owner: Any
+    device: str
+    stream: int | None
+
+
+# ---- what there is ----
+
+
+def is_device_array(array: Any) -> bool:
+    """Whether `array` lies on a CUDA device."""
+    return not isinstance(array, np.ndarray) and (
+        hasattr(array, "__cuda_array_interface__") or hasattr(array, "__cuda_ndarray__")
+    )
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array, on the host or on a device."""
+    return isinstance(value, np.ndarray) or is_device_array(value)
+
+
+def view(array: Any) -> np.ndarray:
+    """The array itself on the host, a `DeviceView` of it on a device."""
+    if isinstance(array, np.ndarray):
+        return array
+    if cuda_driver.SIMULATED and hasattr(array, "__cuda_ndarray__"):
+        found = array._ary.view(DeviceView)  # a simulated array has no interface to ask
+        pointer, found.stream = 0, None
+    else:
+        interface = array.__cuda_array_interface__
+        pointer, read_only = interface["data"]
+        found = _without_touching(
+            pointer, interface["shape"], interface.get("strides"), _dtype(interface["typestr"])
+        )
+        found.flags.writeable = not read_only
+        found.stream = interface.get("stream")
+    found.owner = array
+    found.device = f"cuda:{cuda_driver.device_of(pointer)}"
+    return found
+
+
+def _dtype(typestr: str) -> np.dtype:
+    # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
+    return BFLOAT16 if typestr[1:] == "V2" else np.dtype(typestr)
+
+
+def _without_touching(
+    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype
+) -> DeviceView:
+    if 0 in shape:
+        return np.empty(shape, dtype).view(DeviceView)
+    if strides is None:
+        counts = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        strides = tuple(dtype.itemsize * count for count in counts)
+    spans = [(length - 1) * stride for length, stride in zip(shape, strides)]
+    below = -sum(span for span in spans if span < 0)
+    above = sum(span for span in spans if span > 0) + dtype.itemsize
+    memory = (ctypes.c_char * (below + above)).from_address(pointer - below)
+    return DeviceView(shape, dtype, memory, below, strides)
+
+
 def _memory_order(c_contiguous: bool, f_contiguous: bool, aligned: bool) -> str | None:
     if not aligned:
         return None
@@ -40,124 +111,183 @@ def _memory_order(c_contiguous: bool, f_contiguous: bool, aligned: bool) -> str 
     return "C" if c_contiguous else "F" if f_contiguous else None
 
 
-# NumPy's flag bits. One look into this table costs 0.15 us, four attributes of `flags` 0.3 us, and
+# NumPy's flag bits. One look into a table costs 0.15 us, four attributes of `flags` 0.3 us, and
 # every assignment of a gradient pays it.
 _C_CONTIGUOUS, _F_CONTIGUOUS, _ALIGNED = 0x1, 0x2, 0x100
 _FLAGS = _C_CONTIGUOUS | _F_CONTIGUOUS | _ALIGNED
-_HOST_LAYOUTS = {
-    (dtype, c | f | a): Layout("cpu", name, _memory_order(bool(c), bool(f), bool(a)))
-    for dtype, name in FLOAT_TYPES.items()
-    for c in (0, _C_CONTIGUOUS)
-    for f in (0, _F_CONTIGUOUS)
-    for a in (0, _ALIGNED)
-}
 
 
-def layout(buffer: np.ndarray) -> Layout:
-    """The buffer's layout. Raises KeyError for a data type that is not accepted."""
-    return _HOST_LAYOUTS[buffer.dtype, buffer.flags.num & _FLAGS]
+def _layouts(device: str) -> dict[tuple[np.dtype, int], Layout]:
+    return {
+        (dtype, c | f | a): Layout(device, name, _memory_order(bool(c), bool(f), bool(a)))
+        for dtype, name in FLOAT_TYPES.items()
+        for c in (0, _C_CONTIGUOUS)
+        for f in (0, _F_CONTIGUOUS)
+        for a in (0, _ALIGNED)
+    }
 
 
-def check(array: Any, what: str) -> None:
-    """Raise TypeError unless `array` is a plain array of an accepted type; `what` begins the message."""
+_HOST_LAYOUTS = _layouts("cpu")
+_DEVICE_LAYOUTS: dict[str, dict[tuple[np.dtype, int], Layout]] = {}
+
+
+def layout(view: np.ndarray) -> Layout:
+    """The layout of a buffer, given its view. KeyError for a data type that is not accepted."""
+    if isinstance(view, DeviceView):
+        if view.device not in _DEVICE_LAYOUTS:
+            _DEVICE_LAYOUTS[view.device] = _layouts(view.device)
+        return _DEVICE_LAYOUTS[view.device][view.dtype, view.flags.num & _FLAGS]
+    return _HOST_LAYOUTS[view.dtype, view.flags.num & _FLAGS]
+
+
+def flat_order(view: np.ndarray) -> Literal["C", "F"]:
+    """The order in which kernels walk through a buffer, and its gradient and state with it."""
+    return "F" if layout(view).order == "F" else "C"
+
+
+# ---- what is refused ----
+
+
+def check(array: Any, what: str) -> np.ndarray:
+    """The view of `array`; TypeError, beginning with `what`, unless it is a buffer of floats."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
-            f"{what} must be a plain NumPy array, but got a masked array: "
+            f"{what} must be a plain array, but got a masked array: "
             "fill it first, for example with array.filled(0)"
         )
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) and not is_device_array(array):
         raise TypeError(
-            f"{what} must be a NumPy array of {ACCEPTED}, but got {type(array).__name__}: "
+            f"{what} must be a NumPy or CUDA array of {ACCEPTED}, but got {type(array).__name__}: "
             "make one with numpy.asarray(..., dtype=numpy.float32)"
         )
-    if array.dtype in FLOAT_TYPES:
-        return
-    if not array.dtype.isnative:
+    found = view(array)
+    if found.dtype in FLOAT_TYPES:
+        return found
+    if not found.dtype.isnative:
         raise TypeError(
-            f"{what} must be in this machine's byte order, but got dtype {array.dtype.str!r}: "
+            f"{what} must be in this machine's byte order, but got dtype {found.dtype.str!r}: "
             "convert it with array.astype(array.dtype.newbyteorder('='))"
         )
     raise TypeError(
-        f"{what} must have dtype {ACCEPTED}, but got {array.dtype}: "
+        f"{what} must have dtype {ACCEPTED}, but got {found.dtype}: "
         "convert it with array.astype(numpy.float32)"
     )
 
 
-def check_writable(array: np.ndarray, what: str) -> None:
-    """Raise ValueError unless every element of `array` can be written, each in memory of its own."""
-    if not array.flags.writeable:
+def check_writable(view: np.ndarray, what: str) -> None:
+    """Raise ValueError unless every element can be written, each in memory of its own."""
+    if not view.flags.writeable:
         raise ValueError(
             f"{what} is read-only, but an optimizer updates it in place: give a writable array, "
             "for example array.copy()"
         )
-    extent = array.itemsize
+    extent = view.itemsize
     for stride, length in sorted(
-        (abs(stride), length) for stride, length in zip(array.strides, array.shape) if length > 1
+        (abs(stride), length) for stride, length in zip(view.strides, view.shape) if length > 1
     ):
-        if stride < extent and array.size:
+        if stride < extent and view.size:
             raise ValueError(
-                f"{what} has elements that share memory (shape {array.shape}, strides "
-                f"{array.strides}): give an array of its own, for example array.copy()"
+                f"{what} has elements that share memory (shape {view.shape}, strides "
+                f"{view.strides}): give an array of its own, for example array.copy()"
             )
-        extent = stride * (length - 1) + extent
+        extent += stride * (length - 1)
 
 
-def flat_order(buffer: np.ndarray) -> Literal["C", "F"]:
-    """The order in which kernels walk through a buffer, and its gradient and state with it."""
-    return "F" if layout(buffer).order == "F" else "C"
-
-
-def zeros(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """A buffer of zeros beside `like`: its device, data type and memory order."""
-    return np.zeros(shape, like.dtype, order=flat_order(like))
-
-
-def zeroed(buffer: np.ndarray) -> np.ndarray:
-    """The buffer, filled with zeros; a new one in place of a buffer that cannot be written."""
-    if not buffer.flags.writeable:
-        return np.zeros(buffer.shape, buffer.dtype)
-    buffer.fill(0)
-    return buffer
-
-
-def as_host(array: Any, what: str) -> np.ndarray:
-    """A host array of an accepted type with the values of `array`, which may be a torch tensor.
-
-    Raises TypeError, with a message that begins with `what`, where there is no such array.
-    """
-    if type(array).__module__.partition(".")[0] == "torch":
-        tensor = array.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # a type that torch itself cannot hand to NumPy
-            array = tensor.float().numpy().astype(ml_dtypes.bfloat16)
-        else:
-            array = tensor.numpy()
-    check(array, what)
-    return array
-
-
-def copy_beside(array: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """A copy of `array` on the device and in the memory order of `like`, in its own data type."""
-    return np.array(array, order=flat_order(like), copy=True, subok=False)
-
-
-def host_copy(buffer: np.ndarray) -> np.ndarray:
-    """A contiguous host array with the buffer's values, never an alias of it."""
-    return np.array(buffer, order="C", copy=True, subok=False)
-
-
-def overlapping(buffers: list[np.ndarray]) -> tuple[int, int] | None:
+def overlapping(views: list[np.ndarray]) -> tuple[int, int] | None:
     """The positions of two buffers that share memory, or None.
 
     Buffers are sorted by address, so that only neighbours whose byte ranges meet are compared
     element by element: a thousand separate arrays cost a few milliseconds, not a million pairs.
     """
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
-    spans = sorted((*bounds(b), i) for i, b in enumerate(buffers) if b.size)
-    still_open: list[tuple[int, int]] = []
-    for start, end, i in spans:
-        still_open = [(other_end, j) for other_end, j in still_open if other_end > start]
-        for _, j in still_open:
-            if np.shares_memory(buffers[i], buffers[j]):
+    spans = sorted(
+        (layout(view).device, *bounds(view), i) for i, view in enumerate(views) if view.size
+    )
+    still_open: list[tuple[str, int, int]] = []
+    for device, start, end, i in spans:
+        still_open = [other for other in still_open if other[0] == device and other[1] > start]
+        for *_, j in still_open:
+            if np.shares_memory(views[i], views[j]):
                 return min(i, j), max(i, j)
-        still_open.append((end, i))
+        still_open.append((device, end, i))
     return None
+
+
+# ---- making and moving ----
+
+
+def parse_device(device: str) -> str:
+    """A device as "cpu" or "cuda:N"; ValueError for any other string, RuntimeError without CUDA."""
+    if device == "cpu":
+        return device
+    match = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", but got {device!r}')
+    count = len(cuda_driver.cuda().gpus)
+    number = int(match[1] or 0)
+    if number >= count:
+        raise ValueError(f"device {device!r} is not among the {count} devices here")
+    return f"cuda:{number}"
+
+
+def put(array: np.ndarray, device: str) -> Any:
+    """A host array as a buffer on `device`, which keeps its memory order."""
+    if device == "cpu":
+        return array
+    cuda = cuda_driver.cuda()
+    with cuda.gpus[int(device.partition(":")[2])]:
+        return cuda.to_device(array)
+
+
+def empty(shape: tuple[int, ...], like: np.ndarray, order: Literal["C", "F"]) -> Any:
+    """A flat buffer beside the one that `like` is the view of, its elements not set."""
+    return put(np.empty(shape, like.dtype, order=order), layout(like).device)
+
+
+def full(value: float, like: np.ndarray) -> Any:
+    """A buffer like the one that `like` is the view of, every element `value`."""
+    array = np.zeros(like.shape, like.dtype, order=flat_order(like))  # costs nothing until touched
+    if value != 0:
+        array.fill(value)
+    return put(array, layout(like).device)
+
+
+def zeroed(array: Any) -> Any:
+    """The buffer, filled with zeros; a new one in place of one that cannot be filled."""
+    found = view(array)
+    if found.flags.writeable and not isinstance(found, DeviceView):
+        found.fill(0)
+        return array
+    return full(0, found)
+
+
+def host_copy(array: Any) -> np.ndarray:
+    """A contiguous host array with the buffer's values, never an alias of it."""
+    found = view(array)
+    if isinstance(found, DeviceView):
+        device_array = array
+        if not hasattr(array, "copy_to_host"):
+            device_array = cuda_driver.cuda().as_cuda_array(array)
+        array = device_array.copy_to_host().view(found.dtype)
+    return np.array(array, order="C", copy=True, subok=False)
+
+
+def copy_beside(array: np.ndarray, like: np.ndarray) -> Any:
+    """A copy of a host array on the device and in the order of `like`, in its own data type."""
+    copy = np.array(array, order=flat_order(like), copy=True, subok=False)
+    return put(copy, layout(like).device)
+
+
+def as_host(array: Any, what: str) -> np.ndarray:
+    """A host array with the values of `array`, which may be a torch tensor or on a device.
+
+    Raises TypeError, beginning with `what`, unless it holds floats of an accepted type.
+    """
+    if type(array).__module__.partition(".")[0] == "torch":
+        tensor = array.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # a type that torch cannot hand to NumPy
+            array = tensor.float().numpy().astype(BFLOAT16)
+        else:
+            array = tensor.numpy()
+    found = check(array, what)
+    return host_copy(array) if isinstance(found, DeviceView) else found

@@ -23,11 +23,14 @@ class Parameter(NDArrayOperatorsMixin):
     """An array to be optimized, shared with the caller, and the gradient that belongs to it.
 
     No copy is made: `parameter.data is data`, and `optimizer.step()` changes that array in place.
-    A parameter is an operand of NumPy like the array it holds, and the result is a plain array.
+    On the CPU a parameter is an operand of NumPy like the array it holds, and the result is a plain
+    array.
 
     Args:
-        data: numpy.ndarray of float64, float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), any
-            shape, writable; it need not be contiguous (a contiguous one is updated faster).
+        data: array of float64, float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), any shape,
+            writable: a numpy.ndarray, a Numba device array, or any object with a
+            `__cuda_array_interface__` (CuPy arrays, CUDA tensors of torch). It need not be
+            contiguous (a contiguous one is updated faster).
         requires_grad: a note for the code that computes gradients. An optimizer goes by `grad`
             alone, as torch does: it skips a parameter whose `grad` is None. Default: True.
         name: a name for messages and `repr`. Default: None.
@@ -51,85 +54,96 @@ class Parameter(NDArrayOperatorsMixin):
 
     __slots__ = (
         "_data",
-        "_data_layout",
         "_grad",
         "_grad_layout",
+        "_grad_view",
+        "_layout",
         "_version",
+        "_view",
         "name",
         "requires_grad",
         "__weakref__",
     )
 
-    def __init__(self, data: np.ndarray, requires_grad: bool = True, name: str | None = None):
+    def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
         if isinstance(data, Parameter):
             raise TypeError("data is a Parameter already: use it as it is, or give parameter.data")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, but got {type(name).__name__}")
-        _check_data(data)
+        view = _checked_data(data)
         self.name = name
         self.requires_grad = bool(requires_grad)
-        self._data = data
-        self._data_layout = buffers.layout(data)
-        self._grad: np.ndarray | None = None
+        self._grad: Any = None
+        self._grad_view: np.ndarray | None = None
         self._grad_layout: buffers.Layout | None = None
-        self._version = next(_versions)
+        self._set_data(data, view)
 
     @property
-    def data(self) -> np.ndarray:
-        """The array itself. Assigning one of the same shape and dtype makes that the array."""
+    def data(self) -> Any:
+        """The array itself. Assigning one of the same shape, dtype and device makes it the array."""
         return self._data
 
     @data.setter
-    def data(self, data: np.ndarray) -> None:
+    def data(self, data: Any) -> None:
         if data is self._data:  # `p.data -= x` assigns the same array again
             return
-        _check_data(data)
-        if data.shape != self.shape or data.dtype != self.dtype:
+        view = _checked_data(data)
+        new, old = buffers.layout(view), self._layout
+        if view.shape != self.shape or new.dtype != old.dtype or new.device != old.device:
             raise ValueError(
-                f"data must keep shape {self.shape} and dtype {self.dtype}, but got shape "
-                f"{data.shape} and dtype {data.dtype}: make a new Parameter for another array"
+                f"data must keep shape {self.shape}, dtype {old.dtype} and device {old.device}, but "
+                f"got shape {view.shape}, dtype {new.dtype} and device {new.device}: make a new "
+                "Parameter for another array"
             )
         global _data_edits
-        self._data = data
-        self._data_layout = buffers.layout(data)
-        self._version = next(_versions)
         _data_edits += 1
+        self._set_data(data, view)
+
+    def _set_data(self, data: Any, view: np.ndarray) -> None:
+        self._data = data
+        self._view = view
+        self._layout = buffers.layout(view)
+        self._version = next(_versions)
 
     @property
-    def grad(self) -> np.ndarray | None:
+    def grad(self) -> Any:
         """The gradient, or None: an array of the parameter's shape and any accepted float type.
 
         The array is shared, not copied. A NumPy scalar is taken for a parameter of shape ().
 
         Raises:
             TypeError: not None and no array of an accepted type.
-            ValueError: the shape is not the parameter's.
+            ValueError: the shape or the device is not the parameter's.
         """
         return self._grad
 
     @grad.setter
-    def grad(self, grad: np.ndarray | None) -> None:
+    def grad(self, grad: Any) -> None:
         if grad is self._grad and grad is not None:  # `p.grad += x` assigns the same array again
             return
         if grad is None:
-            self._grad = self._grad_layout = None
+            self._grad = self._grad_view = self._grad_layout = None
             self._version = next(_versions)
             return
-        if isinstance(grad, np.generic):  # what NumPy's reductions return for shape ()
-            grad = np.asarray(grad)
-        try:
-            layout = buffers.layout(grad)
-            if grad.shape != self._data.shape:
-                raise ValueError(
-                    f"the gradient{_of(self)} must have the parameter's shape {self.shape}, "
-                    f"but got {grad.shape}"
-                )
-            if type(grad) is not np.ndarray:
-                buffers.check(grad, f"the gradient{_of(self)}")
-        except (AttributeError, KeyError, TypeError):
-            buffers.check(grad, f"the gradient{_of(self)}")
-            raise
+        if type(grad) is np.ndarray and grad.dtype in buffers.FLOAT_TYPES:
+            view = grad
+        else:
+            if isinstance(grad, np.generic):  # what NumPy's reductions return for shape ()
+                grad = np.asarray(grad)
+            view = buffers.check(grad, f"the gradient{_of(self)}")
+        layout = buffers.layout(view)
+        if view.shape != self._view.shape:
+            raise ValueError(
+                f"the gradient{_of(self)} must have the parameter's shape {self.shape}, "
+                f"but got {view.shape}"
+            )
+        if layout.device != self._layout.device:
+            raise ValueError(
+                f"the gradient{_of(self)} must be on the parameter's device {self.device}, but is "
+                f"on {layout.device}: move one of them, for example with parameter.to(...)"
+            )
         self._grad = grad
+        self._grad_view = view
         self._grad_layout = layout
         # An optimizer keeps addresses between steps; a number that no parameter ever had before is
         # how it learns, without holding the arrays, that this one's have changed.
@@ -138,38 +152,80 @@ class Parameter(NDArrayOperatorsMixin):
     @property
     def shape(self) -> tuple[int, ...]:
         """The array's shape."""
-        return self._data.shape
+        return self._view.shape
 
     @property
     def dtype(self) -> np.dtype:
         """The array's data type."""
-        return self._data.dtype
+        return self._view.dtype
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self._data.ndim
+        return self._view.ndim
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self._data.size
+        return self._view.size
 
     @property
     def device(self) -> str:
-        """Where the array lies: "cpu"."""
-        return self._data_layout.device
+        """Where the array lies: "cpu" or "cuda:N"."""
+        return self._layout.device
 
     def numpy(self) -> np.ndarray:
-        """The values as a host array: on the CPU the array itself, not a copy."""
-        return self._data
+        """The values as a host array: on the CPU the array itself, from a device a copy."""
+        return self._data if self.device == "cpu" else buffers.host_copy(self._data)
+
+    def to(self, device: str) -> Parameter:
+        """A parameter on another device with the same values and gradient.
+
+        Args:
+            device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+        Returns:
+            A new `Parameter` whose arrays are copies, Numba device arrays on a GPU; this one itself
+            if it is on that device already.
+
+        Raises:
+            RuntimeError: CUDA cannot be used here; the message says what is missing.
+            ValueError: no such device.
+
+        Example:
+            >>> import numpy as np, genesis
+            >>> p = genesis.Parameter(np.ones(3))
+            >>> p.to("cpu") is p
+            True
+        """
+        device = buffers.parse_device(device)
+        if device == self.device:
+            return self
+        moved = Parameter(_moved(self._data, device), self.requires_grad, self.name)
+        if self._grad is not None:
+            moved.grad = _moved(self._grad, device)
+        return moved
+
+    def _move(self, device: str) -> None:
+        """Go to another device and stay the same object."""
+        moved = self.to(device)
+        if moved is not self:
+            global _data_edits
+            _data_edits += 1
+            self._grad, self._grad_view = moved._grad, moved._grad_view
+            self._grad_layout = moved._grad_layout
+            self._set_data(moved._data, moved._view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy:
-            return np.array(self._data, dtype=dtype)
-        converted = np.asarray(self._data, dtype=dtype)
+        array = self.numpy()
+        if copy and array is self._data:
+            return np.array(array, dtype=dtype)
+        converted = np.asarray(array, dtype=dtype)
         if copy is False and converted is not self._data:
-            raise ValueError(f"dtype {dtype} needs a copy of a parameter of dtype {self.dtype}")
+            raise ValueError(
+                f"an array of dtype {np.dtype(dtype) if dtype else self.dtype} on the host needs a "
+                f"copy of a parameter of dtype {self.dtype} on {self.device}"
+            )
         return converted
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -185,19 +241,22 @@ class Parameter(NDArrayOperatorsMixin):
     __hash__ = object.__hash__
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._view)
 
     def __getstate__(self) -> tuple:
-        return self._data, self._grad, self.name, self.requires_grad
+        arrays = [self._data, self._grad]
+        if self.device != "cpu":
+            arrays = [None if array is None else buffers.host_copy(array) for array in arrays]
+        return *arrays, self.name, self.requires_grad, self.device
 
     def __setstate__(self, state: tuple) -> None:
-        data, grad, name, requires_grad = state
-        self.__init__(data, requires_grad, name)  # type: ignore[misc]
-        self.grad = grad
+        data, grad, name, requires_grad, device = state
+        self.__init__(buffers.put(data, device), requires_grad, name)  # type: ignore[misc]
+        self.grad = None if grad is None else buffers.put(grad, device)
 
     def __repr__(self) -> str:
         name = "" if self.name is None else f"name={self.name!r}, "
-        grad = "None" if self._grad is None else str(self._grad.dtype)
+        grad = None if self._grad_layout is None else self._grad_layout.dtype
         frozen = "" if self.requires_grad else ", requires_grad=False"
         return (
             f"Parameter({name}shape={self.shape}, dtype={self.dtype}, device={self.device!r}, "
@@ -205,9 +264,14 @@ class Parameter(NDArrayOperatorsMixin):
         )
 
 
-def _check_data(data: Any) -> None:
-    buffers.check(data, "data")
-    buffers.check_writable(data, "data")
+def _checked_data(data: Any) -> np.ndarray:
+    view = buffers.check(data, "data")
+    buffers.check_writable(view, "data")
+    return view
+
+
+def _moved(array: Any, device: str) -> Any:
+    return buffers.put(buffers.host_copy(array), device)
 
 
 def _of(parameter: Parameter) -> str:
@@ -215,4 +279,4 @@ def _of(parameter: Parameter) -> str:
 
 
 def _unwrapped(operand: Any) -> Any:
-    return operand._data if isinstance(operand, Parameter) else operand
+    return operand.numpy() if isinstance(operand, Parameter) else operand

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import genesis
-from genesis.kernels import table, threads
+from genesis.kernels import cpu, threads
 
 
 def pytest_addoption(parser):
@@ -26,7 +26,7 @@ def rng():
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Cut work so small that little tensors are shared among threads as large ones are."""
-    monkeypatch.setattr(table, "CHUNK", 7)
+    monkeypatch.setattr(cpu, "CHUNK", 7)
     monkeypatch.setattr(threads, "MINIMUM_BYTES", 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 from cases import CASES, ONE_EACH
 
 import genesis
-from genesis.kernels import table, threads
+from genesis.kernels import cpu, table, threads
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ def test_threads_and_chunks_change_no_bit(case, num_threads, monkeypatch):
     for number in (1, 2, 4):
         for chunk in (1, 16, 33, 4096):
             num_threads(number)
-            monkeypatch.setattr(table, "CHUNK", chunk)
+            monkeypatch.setattr(cpu, "CHUNK", chunk)
             np.testing.assert_array_equal(trained(case), expected)
 
 

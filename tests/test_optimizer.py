@@ -597,13 +597,13 @@ def test_running_out_of_memory_changes_nothing(monkeypatch):
     before = [p.data.copy(), q.data.copy()]
     made = []
 
-    def zeros(shape, like):
+    def full(value, like):
         if len(made) == 3:
             raise MemoryError
-        made.append(np.zeros(shape))
+        made.append(np.full(like.shape, value, like.dtype))
         return made[-1]
 
-    monkeypatch.setattr("genesis.buffers.zeros", zeros)
+    monkeypatch.setattr("genesis.buffers.full", full)
     with pytest.raises(MemoryError):
         opt.step()
     monkeypatch.undo()

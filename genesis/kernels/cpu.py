@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("genesis")
 
 
+CHUNK = 16384
+"""Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
+to share out evenly, enough to make the cost of claiming it vanish."""
+
+
 @intrinsic
 def _fetch_add(typing_context, counters, index, amount):
     """Add to a counter that other threads add to as well; returns what it was before."""
@@ -105,6 +110,9 @@ def bind(rule: Callable, table: Table, scalars: np.ndarray) -> Callable[[], obje
     if table.bytes_moved < threads.MINIMUM_BYTES:
         return partial(kernel, *arguments, np.empty(0, np.int64))
     return partial(threads.run, kernel, arguments, len(table.chunks), table.bytes_moved)
+
+
+copy = np.copyto
 
 
 class _Announcer(event.Listener):

@@ -8,18 +8,13 @@ cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
 
 from .. import buffers
 from . import storage
-
-CHUNK = 16384
-"""Elements in a chunk. At 28 bytes an element a chunk is 25 microseconds of work: little enough to
-share out evenly, enough to make the cost of claiming it vanish."""
-
 
 class Table:
     """The tensors of one launch, by column: gradients first, then parameters, then state buffers.
@@ -29,18 +24,22 @@ class Table:
     a flat copy, filled before a launch and written back after it.
 
     Args:
-        columns: for each column the arrays of all rows; arrays of one column have one data type,
+        columns: for each column the views (see `buffers.view`) of all rows' arrays; arrays of one column have one data type,
             arrays of one row have one shape. The first column is only read.
         target: the module that compiles and launches for the device where the arrays lie.
+
+    Attributes:
+        on_change: called, if set, with the rows whose addresses are about to change.
     """
 
     def __init__(self, columns: Sequence[Sequence[np.ndarray]], target: ModuleType):
         self._target = target
+        self.on_change: Callable[[np.ndarray], None] | None = None
         parameters = columns[1]
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
-        self.chunks = cut([p.size for p in parameters])
+        self.chunks = cut([p.size for p in parameters], target.CHUNK)
         self.elements = sum(p.size for p in parameters)
         self.arithmetic = storage.arithmetic(self.storages[1]).name
         widths = [storage.BYTES[name] for name in self.storages]
@@ -49,8 +48,8 @@ class Table:
         for column, arrays in enumerate(columns):
             for row, array in enumerate(arrays):
                 if buffers.layout(array).order not in (self.orders[row], "any"):
-                    copy = np.empty(array.shape, array.dtype, order=self.orders[row])
-                    self._copies[row, column] = array, copy
+                    copy = buffers.empty(array.shape, array, self.orders[row])
+                    self._copies[row, column] = array, buffers.view(copy)
             self.refresh(column, arrays)
 
     @property
@@ -65,24 +64,26 @@ class Table:
             if copied == column:
                 self._copies[row, column] = arrays[row], copy
                 flat[row] = copy
-        self.addresses[:, column] = self._target.addresses(flat)
+        addresses = self._target.addresses(flat)
+        if self.on_change is not None:
+            self.on_change(np.flatnonzero(self.addresses[:, column] != addresses))
+        self.addresses[:, column] = addresses
 
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
         for array, copy in self._copies.values():
-            np.copyto(copy, array)
+            self._target.copy(copy, array)
 
     def scatter(self) -> None:
         """After a launch: write the copies of updated arrays back to where they came from."""
         for (_, column), (array, copy) in self._copies.items():
             if column > 0:
-                np.copyto(array, copy)
+                self._target.copy(array, copy)
 
 
-def cut(sizes: Sequence[int], chunk: int | None = None) -> np.ndarray:
+def cut(sizes: Sequence[int], chunk: int) -> np.ndarray:
     """Cut tensors of the given sizes into chunks: an int64 array of (tensor, start, stop) rows."""
     size = np.asarray(sizes, np.int64)
-    chunk = chunk or CHUNK
     counts = -(-size // chunk)
     tensor = np.repeat(np.arange(len(size)), counts)
     first = np.cumsum(counts) - counts

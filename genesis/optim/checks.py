@@ -129,7 +129,7 @@ def members(params: Any) -> tuple[list[Parameter], list[str] | None]:
 
 def memory(parameters: list[Parameter]) -> None:
     """Raise ValueError if two parameters share memory."""
-    pair = buffers.overlapping([p.data for p in parameters])
+    pair = buffers.overlapping([p._view for p in parameters])
     if pair:
         first, second = (
             f"parameter {i}{'' if parameters[i].name is None else ' ' + repr(parameters[i].name)}"

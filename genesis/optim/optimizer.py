@@ -7,8 +7,6 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from .. import buffers
 from ..parameter import Parameter
 from . import checks
@@ -67,7 +65,7 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} must define _rule")
 
     def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The numbers in the state of a parameter before its first update."""
+        """What a parameter's state begins with: its numbers, and what fills a buffer if not 0."""
         return {"step": 0}
 
     def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +190,7 @@ class Optimizer:
         number = {parameter: i for i, parameter in enumerate(self._parameters())}
         state = {
             i: {
-                name: buffers.host_copy(value) if isinstance(value, np.ndarray) else deepcopy(value)
+                name: buffers.host_copy(value) if buffers.is_array(value) else deepcopy(value)
                 for name, value in self.state[parameter].items()
             }
             for parameter, i in number.items()
@@ -291,7 +289,7 @@ class Optimizer:
                 raise ValueError(
                     f"{what} has shape {array.shape}, but the parameter has {parameter.shape}"
                 )
-            loaded[name] = buffers.copy_beside(array, parameter.data)
+            loaded[name] = buffers.copy_beside(array, parameter._view)
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:

@@ -49,9 +49,10 @@ class Plan:
         parameters: the group's parameters.
         rule: the group's rule.
         state: the optimizer's state.
-        initial: the numbers in the state of a parameter that has had no update.
-        kept: which of these numbers the state shows. "step" may be missing: then it is 0 for a
-            parameter without buffers and 1 for others.
+        initial: what the state of a parameter begins with: numbers, and values that fill buffers
+            where that is not 0.
+        kept: which names are numbers. "step" may be missing: then it is 0 for a parameter without
+            buffers and 1 for others, and the state does not show it.
         scalars: how many scalars the rule takes.
     """
 
@@ -76,14 +77,15 @@ class Plan:
         function, names = rule
         members: dict[tuple, list[tuple]] = {}
         for parameter in parameters:
-            if parameter.grad is None:
+            if parameter._grad_view is None:
                 continue
             entries, numbers = self._entries(parameter, state, initial)
-            arrays = [parameter.grad, parameter.data, *(entries[name] for name in names)]
-            key = (*numbers.values(), *(buffers.layout(array)[:2] for array in arrays))
-            members.setdefault(key, []).append((parameter, numbers, arrays))
+            views = [parameter._grad_view, parameter._view]
+            views += [buffers.view(entries[name]) for name in names]
+            key = (*numbers.values(), *(buffers.layout(view)[:2] for view in views))
+            members.setdefault(key, []).append((parameter, numbers, views))
         for rows in members.values():
-            columns = list(zip(*(arrays for *_, arrays in rows)))
+            columns = list(zip(*(views for *_, views in rows)))
             launch = kernels.prepare(function, columns, scalars)
             self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][1], launch))
 
@@ -94,10 +96,10 @@ class Plan:
         entries = dict(state.get(parameter) or {})
         missing = [name for name in (*self._kept, *self._rule[1]) if name not in entries]
         for name in missing:
-            is_number = name in initial
-            entries[name] = (
-                initial[name] if is_number else buffers.zeros(parameter.shape, parameter.data)
-            )
+            if name in self._kept:
+                entries[name] = initial[name]
+            else:
+                entries[name] = buffers.full(initial.get(name, 0.0), parameter._view)
         if missing:
             self.created.append((parameter, entries))
         numbers = {name: entries[name] for name in self._kept}
@@ -121,7 +123,7 @@ class Plan:
                 return False
             self._data_edits = data_edits()
         for bucket in self.buckets:
-            bucket.launch.refresh_gradients([p._grad for p in bucket.parameters if p._grad is not None])
+            bucket.launch.refresh_gradients([p._grad_view for p in bucket.parameters])
         self._versions = versions
         return True
 
