@@ -1,0 +1,148 @@
+"""Every example runs, and does what its README says."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import genesis
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+# Example, arguments that make it quick, the PNG it makes, what its last line says.
+RUNS = [
+    (
+        "digits.py",
+        "--epochs 2 --output curve.png",
+        "curve.png",
+        r"test accuracy 9\d\.\d% after 2 epochs \(\d+\.\d s\), learning curve in curve\.png",
+    ),
+]
+
+OPTIMIZERS = ["adamw", "adam", "sgd", "rmsprop"]  # of digits.py
+
+
+def test_every_example_has_a_row():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {file for file, *_ in RUNS}
+
+
+def test_readme_names_every_example():
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in readme] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "png", "last_line"), RUNS, ids=[file for file, *_ in RUNS]
+)
+def test_runs(file, arguments, png, last_line, tmp_path):
+    paths = [str(Path(genesis.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / file, *arguments.split()],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(last_line, done.stdout.splitlines()[-1]), done.stdout
+    assert "100%|" in done.stderr, "no progress bar"
+    assert "Warning" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [png]
+    check_plot(tmp_path / png)
+
+
+def check_plot(path):
+    """A PNG of a size one can read, with something drawn in it."""
+    assert path.read_bytes().startswith(b"\x89PNG")
+    pixels = imread(path)
+    height, width = pixels.shape[:2]
+    assert 300 <= height <= 1500
+    assert 600 <= width <= 3000
+    assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.5
+
+
+@pytest.fixture(scope="module")
+def digits():
+    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_digits_learns(digits, optimizer, tmp_path, capsys):
+    path = tmp_path / "curve.png"
+    accuracy = digits.main(["--optimizer", optimizer, "--output", str(path)])
+    assert accuracy >= 0.97
+    *epochs, last = capsys.readouterr().out.splitlines()
+    assert len(epochs) == 30
+    assert f"{accuracy:.1%}" in epochs[-1]
+    assert last.startswith(f"test accuracy {accuracy:.1%} after 30 epochs (")
+    check_plot(path)
+
+
+def test_digits_offers_what_is_tested_here(digits):
+    assert [*digits.OPTIMIZERS] == OPTIMIZERS
+
+
+def test_digits_backward_agrees_with_differences(digits):
+    rng = np.random.default_rng(0)
+    linears = [digits.Linear(6, 5, rng), digits.Linear(5, 4, rng)]
+    network = [linears[0], digits.ReLU(), linears[1]]
+    x, labels = rng.standard_normal((7, 6)), rng.integers(0, 4, 7)  # float64, so all is float64
+
+    def loss():
+        return digits.cross_entropy(digits.forward(network, x), labels)[0]
+
+    digits.backward(network, digits.cross_entropy(digits.forward(network, x), labels)[1])
+    h = 2.0**-10
+    for parameter in (p for linear in linears for p in (linear.weight, linear.bias)):
+        differences = np.empty(parameter.shape)
+        for i in np.ndindex(parameter.shape):
+            value = parameter.data[i]
+            parameter.data[i] = value + h
+            above = loss()
+            parameter.data[i] = value - h
+            differences[i] = (above - loss()) / (2 * h)
+            parameter.data[i] = value
+        np.testing.assert_allclose(parameter.grad, differences, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--optimizer newton", "choose from '?adamw'?, '?adam'?, '?sgd'?, '?rmsprop'?"),
+        ("--lr 0", "--lr must be above 0, but is 0"),
+        ("--lr nan", "--lr must be above 0, but is nan"),
+        ("--lr fast", "--lr: invalid float value: 'fast'"),
+        ("--epochs 0", "--epochs must be at least 1, but is 0"),
+        ("--epochs 1.5", "--epochs: invalid int value: '1.5'"),
+        ("--batch-size -1", "--batch-size must be at least 1, but is -1"),
+        ("--seed -1", "--seed must be at least 0, but is -1"),
+        ("--output curve.jpg", r"--output must end in \.png, but is curve\.jpg"),
+        ("--output nowhere/curve.png", "--output: no directory nowhere"),
+        ("--speed 3", "unrecognized arguments: --speed 3"),
+    ],
+)
+def test_digits_refuses(digits, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        digits.main(arguments.split())
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # that the numbers overflow is the point
+def test_digits_says_when_the_learning_rate_is_too_large(digits, tmp_path):
+    path = tmp_path / "curve.png"
+    with pytest.raises(SystemExit, match="the loss is nan after epoch 1: try a smaller --lr"):
+        digits.main(["--optimizer", "sgd", "--lr", "1e30", "--output", str(path)])
+    assert not path.exists()
