@@ -44,7 +44,7 @@ class DeviceView(np.ndarray):
     """Where a device array lies, in NumPy's terms. Its elements must not be touched from here."""
 
     owner: Any
-    device: str
+    place: str
     stream: int | None
 
 
@@ -79,7 +79,7 @@ def view(array: Any) -> np.ndarray:
         found.flags.writeable = not read_only
         found.stream = interface.get("stream")
     found.owner = array
-    found.device = f"cuda:{cuda_driver.device_of(pointer)}"
+    found.place = f"cuda:{cuda_driver.device_of(pointer)}"
     return found
 
 
@@ -134,9 +134,9 @@ _DEVICE_LAYOUTS: dict[str, dict[tuple[np.dtype, int], Layout]] = {}
 def layout(view: np.ndarray) -> Layout:
     """The layout of a buffer, given its view. KeyError for a data type that is not accepted."""
     if isinstance(view, DeviceView):
-        if view.device not in _DEVICE_LAYOUTS:
-            _DEVICE_LAYOUTS[view.device] = _layouts(view.device)
-        return _DEVICE_LAYOUTS[view.device][view.dtype, view.flags.num & _FLAGS]
+        if view.place not in _DEVICE_LAYOUTS:
+            _DEVICE_LAYOUTS[view.place] = _layouts(view.place)
+        return _DEVICE_LAYOUTS[view.place][view.dtype, view.flags.num & _FLAGS]
     return _HOST_LAYOUTS[view.dtype, view.flags.num & _FLAGS]
 
 
@@ -237,6 +237,11 @@ def put(array: np.ndarray, device: str) -> Any:
     cuda = cuda_driver.cuda()
     with cuda.gpus[int(device.partition(":")[2])]:
         return cuda.to_device(array)
+
+
+def moved(array: Any, device: str) -> Any:
+    """The buffer itself if it is on `device`, else a copy of it there."""
+    return array if layout(view(array)).device == device else put(host_copy(array), device)
 
 
 def empty(shape: tuple[int, ...], like: np.ndarray, order: Literal["C", "F"]) -> Any:

@@ -13,17 +13,27 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 _INSTALL = "pip install 'genesis-optim[cu13]' (CUDA 13) or 'genesis-optim[cu12]' (CUDA 12)"
 
 
-@lru_cache(maxsize=None)
-def cuda() -> Any:
-    """The module `numba.cuda`, ready for use.
+def compiler() -> Any:
+    """The module `numba.cuda`, which compiles without a device too.
 
     Raises:
-        RuntimeError: numba-cuda is not installed, or finds no driver or no device.
+        RuntimeError: numba-cuda is not installed.
     """
     if find_spec("numba_cuda") is None:
         raise RuntimeError(f"CUDA needs the package numba-cuda, which is not installed: {_INSTALL}")
     from numba import cuda
 
+    return cuda
+
+
+@lru_cache(maxsize=None)
+def cuda() -> Any:
+    """The module `numba.cuda`, with a device to use.
+
+    Raises:
+        RuntimeError: numba-cuda is not installed, or finds no driver or no device.
+    """
+    cuda = compiler()
     if not SIMULATED and not cuda.is_available():
         reason = " ".join(str(cuda.cuda_error() or "no device was found").split())
         raise RuntimeError(

@@ -201,20 +201,18 @@ class Parameter(NDArrayOperatorsMixin):
         device = buffers.parse_device(device)
         if device == self.device:
             return self
-        moved = Parameter(_moved(self._data, device), self.requires_grad, self.name)
+        moved = Parameter(buffers.moved(self._data, device), self.requires_grad, self.name)
         if self._grad is not None:
-            moved.grad = _moved(self._grad, device)
+            moved.grad = buffers.moved(self._grad, device)
         return moved
 
-    def _move(self, device: str) -> None:
-        """Go to another device and stay the same object."""
-        moved = self.to(device)
-        if moved is not self:
-            global _data_edits
-            _data_edits += 1
-            self._grad, self._grad_view = moved._grad, moved._grad_view
-            self._grad_layout = moved._grad_layout
-            self._set_data(moved._data, moved._view)
+    def become(self, other: Parameter) -> None:
+        """Take over another parameter's array and gradient, on whatever device, and stay oneself."""
+        global _data_edits
+        _data_edits += 1
+        self._grad, self._grad_view = other._grad, other._grad_view
+        self._grad_layout = other._grad_layout
+        self._set_data(other._data, other._view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
@@ -268,10 +266,6 @@ def _checked_data(data: Any) -> np.ndarray:
     view = buffers.check(data, "data")
     buffers.check_writable(view, "data")
     return view
-
-
-def _moved(array: Any, device: str) -> Any:
-    return buffers.put(buffers.host_copy(array), device)
 
 
 def _of(parameter: Parameter) -> str:

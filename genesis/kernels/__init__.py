@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from struct import Struct
 from struct import error as struct_error
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,17 @@ class Launch:
     Made by `prepare`. A step is `set_scalars`, then `run()`, which updates every tensor.
     """
 
-    def __init__(self, rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int):
-        target = import_module(f".{buffers.layout(columns[1][0]).device}", __name__)
-        self._table = import_module(".table", __name__).Table(columns, target)
+    def __init__(
+        self, rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int, stream: Any
+    ):
+        target = import_module(
+            f".{buffers.layout(columns[1][0]).device.partition(':')[0]}", __name__
+        )
+        self._table = import_module(".table", __name__).Table(columns, target, stream)
         # The kernel's first scalar is the factor on gradients, the rest are the rule's own.
         self._scalars = np.empty(1 + scalars, self._table.arithmetic)
         self._pack = Struct(f"{1 + scalars}{self._scalars.dtype.char}").pack_into
-        self._run = target.bind(rule, self._table, self._scalars)
+        self._run = target.bind(rule, self._table, self._scalars, stream)
         self.run = self._run_with_copies if self._table.has_copies else self._run
 
     def _run_with_copies(self) -> None:
@@ -51,13 +56,16 @@ class Launch:
             raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
 
 
-def prepare(rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int) -> Launch:
+def prepare(
+    rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int, stream: Any = None
+) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
     Args:
         rule: a function `(param, grad, state, hyper) -> (param, state)`, see `rules`.
-        columns: the tensors: gradients, parameters, then each of the rule's state buffers; arrays of
-            one column share device and data type.
+        columns: the tensors: gradients, parameters, then each of the rule's state buffers, as views
+            (see `buffers.view`) that share device and data type in each column.
         scalars: how many numbers the rule takes apart from `hyper`.
+        stream: on a GPU the stream to work on. Default: None, the default stream.
     """
-    return Launch(rule, columns, scalars)
+    return Launch(rule, columns, scalars, stream)

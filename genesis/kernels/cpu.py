@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import logging
-import os
-import types as python_types
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numba
@@ -18,14 +12,11 @@ from llvmlite import ir
 from numba.core import event, types
 from numba.extending import intrinsic
 
-from .._version import __version__
-from . import rules, storage, threads
+from . import storage, threads
+from .specialise import announce, described, keeps_code, specialised
 
 if TYPE_CHECKING:
     from .table import Table
-
-logger = logging.getLogger("genesis")
-
 
 CHUNK = 16384
 """Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
@@ -56,7 +47,7 @@ def _data_pointer(typing_context, array_object):
 
 
 # `update` is compiled once per rule and storage types. These names stand in its code for functions
-# that `_compiled` puts in their place.
+# that `_compiled` puts in their place (see `specialise`).
 rule = row_of = scalars_of = read = write = None
 
 
@@ -103,7 +94,9 @@ def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def bind(rule: Callable, table: Table, scalars: np.ndarray) -> Callable[[], object]:
+def bind(
+    rule: Callable, table: Table, scalars: np.ndarray, stream: None = None
+) -> Callable[[], object]:
     """A function of no arguments that applies `rule` to a table, with the scalars then in force."""
     kernel = _compiled(rule, table.storages, len(scalars))
     arguments = table.addresses, table.chunks, scalars
@@ -112,27 +105,19 @@ def bind(rule: Callable, table: Table, scalars: np.ndarray) -> Callable[[], obje
     return partial(threads.run, kernel, arguments, len(table.chunks), table.bytes_moved)
 
 
-copy = np.copyto
+def copy(target: np.ndarray, source: np.ndarray, stream: None = None) -> None:
+    """Copy between arrays of any strides."""
+    np.copyto(target, source)
 
 
 class _Announcer(event.Listener):
-    """Says, once in a process, that machine code is being made rather than loaded."""
-
-    said = False
-
     def on_start(self, _) -> None:
-        if not self.said:
-            self.said = True
-            logger.info(
-                "compiling update kernels for this machine; the result is kept on disk, "
-                "so that later runs need not wait (GENESIS_CACHE=0 turns that off)"
-            )
+        announce()
 
     def on_end(self, _) -> None:
         pass
 
 
-_announcer = _Announcer()
 _int64_vector = types.Array(types.int64, 1, "C")
 _int64_matrix = types.Array(types.int64, 2, "C")
 
@@ -140,7 +125,7 @@ _int64_matrix = types.Array(types.int64, 2, "C")
 @lru_cache(maxsize=None)
 def _compiled(rule: Callable, storages: tuple[str, ...], scalars: int) -> Callable:
     number = storage.arithmetic(storages[1])
-    specialised = {
+    names = {
         "rule": numba.njit(error_model="numpy")(rule),
         "row_of": storage.addresses(len(storages)),
         "scalars_of": storage.scalars(scalars),
@@ -149,15 +134,13 @@ def _compiled(rule: Callable, storages: tuple[str, ...], scalars: int) -> Callab
     }
     vector = types.Array(number, 1, "C")
     signature = types.int64(_int64_matrix, _int64_matrix, vector, _int64_vector)
-    return _compile(
-        update, signature, "_".join((rule.__name__, *storages)), specialised, _source_of(rule)
-    )
+    return _compile(specialised(update, described(rule, storages), names, rule), signature)
 
 
 @lru_cache(maxsize=None)
 def _compiled_data_pointers() -> Callable:
     signature = types.void(_int64_vector, _int64_vector)
-    compiled = _compile(data_pointers, signature, "data_pointers")
+    compiled = _compile(specialised(data_pointers, "data_pointers", {}), signature)
     probe = np.zeros(1)
     found = np.empty(1, np.int64)
     compiled(np.array([id(probe)]), found)
@@ -169,30 +152,8 @@ def _compiled_data_pointers() -> Callable:
     return compiled
 
 
-def _compile(template, signature, name, names=None, source=b""):
-    """Compile a copy of `template` whose globals include `names`; keep the result on disk.
-
-    Numba finds a function's machine code again by its file, its qualified name and its code. What
-    the globals hold is not part of that, so the name carries a digest of all that is compiled in.
-    """
-    code = template.__code__
-    function = python_types.FunctionType(code, {**template.__globals__, **(names or {})}, name)
-    digest = hashlib.blake2b(_SOURCES + source, digest_size=8).hexdigest()
-    function.__qualname__ = f"{name}_{digest}"
-    keep = os.environ.get("GENESIS_CACHE", "1") != "0"
-    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=keep)(function)
-    with event.install_listener("numba:compile", _announcer):
+def _compile(function: Callable, signature: types.Type) -> Callable:
+    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=keeps_code())(function)
+    with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
         return dispatcher.compile(signature)
-
-
-def _source_of(rule: Callable) -> bytes:
-    if rule.__module__ == rules.__name__:
-        return b""  # in _SOURCES already
-    return inspect.getsource(inspect.getmodule(rule) or rule).encode()
-
-
-_SOURCES = b"".join(
-    [__version__.encode()]
-    + [Path(__file__).with_name(name).read_bytes() for name in ("rules.py", "storage.py", "cpu.py")]
-)

@@ -2,7 +2,8 @@
 
 Arithmetic is float32 for float32, float16 and bfloat16, and float64 for float64. A kernel knows its
 tensors as a tuple of addresses, one a column (gradient, parameter, state...); `reader` and `writer`
-make the two functions that take element `i` of all columns to arithmetic and back.
+make the two functions that take element `i` of all columns to arithmetic and back. On a GPU
+`lane_updater` does the same for several neighbouring elements in loads and stores of 16 bytes.
 
 They are written as LLVM code rather than in Python because Numba has no 16-bit floats on the CPU,
 and because its uint32 arithmetic widens to 64 bits, which halves the speed of vector code. The
@@ -16,6 +17,9 @@ from functools import lru_cache
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+
+VECTOR = 16
+"""Bytes in the widest load and store of a GPU."""
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -70,15 +74,19 @@ def scalars(count: int):
 
 
 @lru_cache(maxsize=None)
-def reader(dtypes: tuple[str, ...], number: types.Float):
-    """A function `(addresses, i)` -> element `i` of every column, as arithmetic numbers."""
+def reader(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
+    """A function `(addresses, i)` -> element `i` of every column, as arithmetic numbers.
+
+    `space` is LLVM's number for the kind of memory: 0 on the CPU, `GLOBAL` on a GPU.
+    """
 
     @intrinsic
     def read(typing_context, tensors, i):
         def generate(context, builder, signature, arguments):
             values = []
             for column, dtype in enumerate(dtypes):
-                stored = builder.load(_element(builder, arguments, column, dtype))
+                address = builder.extract_value(arguments[0], column)
+                stored = builder.load(_pointer(builder, address, arguments[1], dtype, space))
                 values.append(_widened(builder, stored, dtype, number))
             return context.make_tuple(builder, signature.return_type, values)
 
@@ -88,16 +96,18 @@ def reader(dtypes: tuple[str, ...], number: types.Float):
 
 
 @lru_cache(maxsize=None)
-def writer(dtypes: tuple[str, ...], number: types.Float):
+def writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
     """A function `(addresses, i, values)` that stores one value in element `i` of each column."""
 
     @intrinsic
     def write(typing_context, tensors, i, values):
         def generate(context, builder, signature, arguments):
             for column, dtype in enumerate(dtypes):
-                value = builder.extract_value(arguments[2], column)
-                stored = _narrowed(builder, value, dtype, number)
-                builder.store(stored, _element(builder, arguments, column, dtype))
+                address = builder.extract_value(arguments[0], column)
+                stored = _narrowed(
+                    builder, builder.extract_value(arguments[2], column), dtype, number
+                )
+                builder.store(stored, _pointer(builder, address, arguments[1], dtype, space))
             return context.get_dummy_value()
 
         return types.void(tensors, i, values), generate
@@ -105,10 +115,137 @@ def writer(dtypes: tuple[str, ...], number: types.Float):
     return write
 
 
-def _element(builder, arguments, column, dtype):
-    tensors, i = arguments[:2]
-    address = builder.extract_value(tensors, column)
-    return builder.gep(builder.inttoptr(address, _IN_MEMORY[dtype].as_pointer()), [i])
+GLOBAL = 1
+"""LLVM's number for a GPU's global memory; only there do loads become `ld.global`."""
+
+
+def lanes(dtypes: tuple[str, ...]) -> int:
+    """How many elements make at least one load of 16 bytes in every column."""
+    return VECTOR // min(BYTES[dtype] for dtype in dtypes)
+
+
+@lru_cache(maxsize=None)
+def first_aligned(dtypes: tuple[str, ...]):
+    """A function `(addresses, start, stop)` -> the first element from which vectors may go.
+
+    That is where every column's element lies on a multiple of 16 bytes; `stop` if there is none.
+    """
+    width = lanes(dtypes)
+    narrowest = min(range(len(dtypes)), key=lambda column: BYTES[dtypes[column]])
+    size = BYTES[dtypes[narrowest]]
+
+    @intrinsic
+    def find(typing_context, tensors, start, stop):
+        def generate(context, builder, signature, arguments):
+            addresses, start, stop = arguments
+            address = builder.extract_value(addresses, narrowest)
+            # The element of the narrowest column on the next multiple of 16 bytes; then others fit or
+            # nowhere do.
+            position = builder.add(address, builder.mul(start, _I64(size)))
+            missing = builder.and_(builder.neg(position), _I64(VECTOR - 1))
+            first = builder.add(start, builder.udiv(missing, _I64(size)))
+            off = _I64(0)
+            for column, dtype in enumerate(dtypes):
+                address = builder.extract_value(addresses, column)
+                position = builder.add(address, builder.mul(first, _I64(BYTES[dtype])))
+                off = builder.or_(off, builder.and_(position, _I64(VECTOR - 1)))
+            fits = builder.and_(
+                builder.icmp_signed("==", off, _I64(0)),
+                builder.icmp_signed("<=", builder.add(first, _I64(width)), stop),
+            )
+            return builder.select(fits, first, stop)
+
+        return types.int64(tensors, start, stop), generate
+
+    return find
+
+
+@lru_cache(maxsize=None)
+def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int = GLOBAL):
+    """A function `(addresses, i, scale, hyper)` that updates elements `i` to `i + lanes(dtypes)`.
+
+    All columns are loaded before the rule is applied and stored after it, each in pieces of 16
+    bytes; element `i` must be aligned (see `first_aligned`).
+
+    Args:
+        rule: the rule as the target compiles it, callable from a kernel.
+        dtypes: the storage types of the columns; the first, the gradient, is not stored.
+    """
+    width = lanes(dtypes)
+
+    @intrinsic
+    def update_lanes(typing_context, tensors, i, scale, hyper):
+        rule_type = typing_context.resolve_value_type(rule)
+        state = types.UniTuple(number, len(dtypes) - 2)
+        rule_signature = rule_type.get_call_type(typing_context, (number, number, state, hyper), {})
+
+        def generate(context, builder, signature, arguments):
+            tensors, i, scale, hyper = arguments
+            call = context.get_function(rule_type, rule_signature)
+            context.add_linking_libs(getattr(call, "libs", ()))
+            vectors = []
+            for column, dtype in enumerate(dtypes):
+                address = builder.extract_value(tensors, column)
+                pieces = _load_pieces(builder, address, i, dtype, width, space)
+                vectors.append([_widened(builder, stored, dtype, number) for stored in pieces])
+            updated = [[] for _ in dtypes[1:]]
+            for grad, param, *states in zip(*vectors):
+                grad = builder.fmul(grad, scale)
+                before = context.make_tuple(builder, state, states)
+                result = call(builder, (param, grad, before, hyper))
+                updated[0].append(builder.extract_value(result, 0))
+                for k in range(len(states)):
+                    updated[1 + k].append(builder.extract_value(result, [1, k]))
+            for column, (dtype, values) in enumerate(zip(dtypes[1:], updated), start=1):
+                address = builder.extract_value(tensors, column)
+                stored = [_narrowed(builder, value, dtype, number) for value in values]
+                _store_pieces(builder, address, i, dtype, stored, space)
+            return context.get_dummy_value()
+
+        return types.void(tensors, i, scale, hyper), generate
+
+    return update_lanes
+
+
+def _pointer(builder, address, i, dtype, space):
+    return builder.gep(builder.inttoptr(address, _IN_MEMORY[dtype].as_pointer(space)), [i])
+
+
+# A GPU has no vector of eight 16-bit numbers: two of them travel in one of four 32-bit words.
+_WORDS = ir.VectorType(_I32, VECTOR // 4)
+
+
+def _load_pieces(builder, address, i, dtype, width, space):
+    count = VECTOR // BYTES[dtype]
+    piece = _WORDS if BYTES[dtype] == 2 else ir.VectorType(_IN_MEMORY[dtype], count)
+    elements = []
+    for first in range(0, width, count):
+        pointer = _pointer(builder, address, builder.add(i, _I64(first)), dtype, space)
+        vector = builder.load(builder.bitcast(pointer, piece.as_pointer(space)), align=VECTOR)
+        parts = [builder.extract_element(vector, _I32(k)) for k in range(piece.count)]
+        if piece is _WORDS:
+            halves = [(word, builder.lshr(word, _I32(16))) for word in parts]
+            parts = [builder.trunc(half, _I16) for pair in halves for half in pair]
+        elements += parts
+    return elements
+
+
+def _store_pieces(builder, address, i, dtype, elements, space):
+    count = VECTOR // BYTES[dtype]
+    piece = _WORDS if BYTES[dtype] == 2 else ir.VectorType(_IN_MEMORY[dtype], count)
+    for first in range(0, len(elements), count):
+        parts = elements[first : first + count]
+        if piece is _WORDS:
+            halves = [builder.zext(half, _I32) for half in parts]
+            parts = [
+                builder.or_(low, builder.shl(high, _I32(16)))
+                for low, high in zip(halves[::2], halves[1::2])
+            ]
+        vector = ir.Constant(piece, ir.Undefined)
+        for k, part in enumerate(parts):
+            vector = builder.insert_element(vector, part, _I32(k))
+        pointer = _pointer(builder, address, builder.add(i, _I64(first)), dtype, space)
+        builder.store(vector, builder.bitcast(pointer, piece.as_pointer(space)), align=VECTOR)
 
 
 def _widened(builder, stored, dtype, number):

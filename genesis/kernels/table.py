@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from .. import buffers
 from . import storage
+
 
 class Table:
     """The tensors of one launch, by column: gradients first, then parameters, then state buffers.
@@ -27,15 +29,27 @@ class Table:
         columns: for each column the views (see `buffers.view`) of all rows' arrays; arrays of one column have one data type,
             arrays of one row have one shape. The first column is only read.
         target: the module that compiles and launches for the device where the arrays lie.
+        stream: the stream on which the target works; None on the CPU.
 
     Attributes:
+        device: where the arrays lie.
+        storages: the storage type of each column.
+        arithmetic: the name of the type in which parameters are updated.
+        addresses, chunks: see above.
+        bytes_moved: how much a launch reads and writes.
+        streams: the streams on which producers of the arrays say that they work.
         on_change: called, if set, with the rows whose addresses are about to change.
     """
 
-    def __init__(self, columns: Sequence[Sequence[np.ndarray]], target: ModuleType):
+    def __init__(
+        self, columns: Sequence[Sequence[np.ndarray]], target: ModuleType, stream: Any = None
+    ):
         self._target = target
+        self._stream = stream
+        self._streams: list[set[int]] = [set() for _ in columns]
         self.on_change: Callable[[np.ndarray], None] | None = None
         parameters = columns[1]
+        self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
@@ -53,6 +67,10 @@ class Table:
             self.refresh(column, arrays)
 
     @property
+    def streams(self) -> set[int]:
+        return set().union(*self._streams)
+
+    @property
     def has_copies(self) -> bool:
         """Whether `gather` and `scatter` have anything to do."""
         return bool(self._copies)
@@ -64,6 +82,8 @@ class Table:
             if copied == column:
                 self._copies[row, column] = arrays[row], copy
                 flat[row] = copy
+        if self.device != "cpu":
+            self._streams[column] = {s for array in arrays if (s := array.stream) is not None}
         addresses = self._target.addresses(flat)
         if self.on_change is not None:
             self.on_change(np.flatnonzero(self.addresses[:, column] != addresses))
@@ -72,13 +92,13 @@ class Table:
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
         for array, copy in self._copies.values():
-            self._target.copy(copy, array)
+            self._target.copy(copy, array, self._stream)
 
     def scatter(self) -> None:
         """After a launch: write the copies of updated arrays back to where they came from."""
         for (_, column), (array, copy) in self._copies.items():
             if column > 0:
-                self._target.copy(array, copy)
+                self._target.copy(array, copy, self._stream)
 
 
 def cut(sizes: Sequence[int], chunk: int) -> np.ndarray:

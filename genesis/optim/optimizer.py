@@ -51,6 +51,7 @@ class Optimizer:
         self.state = State()
         self.param_groups: list[dict[str, Any]] = []
         self._step_count = 0
+        self._stream: Any = None
         self._plans: list[Plan] = []
         self._check(defaults)
         for group in checks.groups(params):
@@ -106,7 +107,7 @@ class Optimizer:
         if plan is None or not plan.still_fits(parameters, rule, self.state):
             initial = self._initial(group)
             scalars = len(self._scalars(group, self._next(group, initial)))
-            plan = Plan(parameters, rule, self.state, initial, self._numbers, scalars)
+            plan = Plan(parameters, rule, self.state, initial, self._numbers, scalars, self._stream)
         scale = -1.0 if group["maximize"] else 1.0
         for bucket in plan.buckets:
             bucket.numbers_after = after = self._next(group, bucket.numbers)
@@ -122,6 +123,61 @@ class Optimizer:
         for plan in plans:
             plan.adopt(self.state)
         self._plans = plans
+
+    # ---- devices ----
+
+    @property
+    def stream(self) -> Any:
+        """The CUDA stream on which steps are put, a `numba.cuda` stream; None: the default one."""
+        return self._stream
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        self._stream = stream
+        self._plans = []
+
+    def to(self, device: str) -> Optimizer:
+        """Move the parameters, which stay the same objects, with gradients and state to a device.
+
+        Args:
+            device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+        Returns:
+            The optimizer itself.
+
+        Raises:
+            RuntimeError: CUDA cannot be used here; the message says what is missing.
+            ValueError: no such device.
+
+        Example:
+            >>> import numpy as np, genesis
+            >>> opt = genesis.optim.Adam([genesis.Parameter(np.ones(3))])
+            >>> opt.to("cpu") is opt
+            True
+        """
+        device = buffers.parse_device(device)
+        # Copies first: if the device has no room for them, nothing has moved.
+        moved = {p: p.to(device) for p in self._parameters()}
+        state = self._state_on(lambda parameter: device)
+        for parameter, other in moved.items():
+            parameter.become(other)
+        self.state = State(state)
+        self._plans = []
+        return self
+
+    def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
+        """The state with its buffers on the devices that `device_for` gives."""
+        return {
+            parameter: {
+                name: buffers.moved(value, device_for(parameter))
+                if buffers.is_array(value)
+                else value
+                for name, value in entries.items()
+            }
+            for parameter, entries in self.state.items()
+        }
+
+    # ---- gradients ----
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters, or fill them with zeros.
@@ -293,11 +349,12 @@ class Optimizer:
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": []}
+        state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
+        return {**self.__dict__, "state": state, "_stream": None, "_plans": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.state = State(self.state)
+        self.state = State(self._state_on(lambda parameter: parameter.device))
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -54,6 +54,7 @@ class Plan:
         kept: which names are numbers. "step" may be missing: then it is 0 for a parameter without
             buffers and 1 for others, and the state does not show it.
         scalars: how many scalars the rule takes.
+        stream: on a GPU the stream to work on, or None.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Plan:
         initial: dict[str, Any],
         kept: tuple[str, ...],
         scalars: int,
+        stream: Any,
     ):
         self.buckets: list[Bucket] = []
         self.created: list[tuple[Parameter, dict]] = []
@@ -86,7 +88,7 @@ class Plan:
             members.setdefault(key, []).append((parameter, numbers, views))
         for rows in members.values():
             columns = list(zip(*(views for *_, views in rows)))
-            launch = kernels.prepare(function, columns, scalars)
+            launch = kernels.prepare(function, columns, scalars, stream)
             self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][1], launch))
 
     def _entries(

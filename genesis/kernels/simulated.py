@@ -1,0 +1,94 @@
+"""What `storage` makes, in plain Python, for numba's CUDA simulator.
+
+The simulator runs kernels as Python functions, so it cannot run LLVM code. The functions here have
+the same names and do the same things at the same addresses; alignment is respected, so that the
+simulator takes the same path through a kernel as a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import ml_dtypes
+import numpy as np
+
+from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
+
+__all__ = [
+    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "first_aligned", "lane_updater", "lanes",
+    "reader", "scalars", "writer",
+]  # fmt: skip
+
+_TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def _memory(address, i, dtype, count=1):
+    found = _TYPES.get(dtype) or np.dtype(dtype)
+    data = (ctypes.c_char * (count * found.itemsize)).from_address(
+        int(address) + int(i) * found.itemsize
+    )
+    return np.frombuffer(data, found)
+
+
+@lru_cache(maxsize=None)
+def addresses(columns):
+    return lambda table, row: tuple(int(table[row, column]) for column in range(columns))
+
+
+@lru_cache(maxsize=None)
+def scalars(count):
+    return lambda array: tuple(array[k] for k in range(count))
+
+
+@lru_cache(maxsize=None)
+def reader(dtypes, number, space=GLOBAL):
+    kind = np.dtype(number.name).type
+
+    def read(tensors, i):
+        return tuple(kind(_memory(address, i, dtype)[0]) for address, dtype in zip(tensors, dtypes))
+
+    return read
+
+
+@lru_cache(maxsize=None)
+def writer(dtypes, number, space=GLOBAL):
+    def write(tensors, i, values):
+        for address, dtype, value in zip(tensors, dtypes, values):
+            _memory(address, i, dtype)[0] = value
+
+    return write
+
+
+@lru_cache(maxsize=None)
+def first_aligned(dtypes):
+    def find(tensors, start, stop):
+        for first in range(start, min(start + VECTOR, stop)):
+            fits = all(
+                (address + first * BYTES[dtype]) % VECTOR == 0
+                for address, dtype in zip(tensors, dtypes)
+            )
+            if fits and first + lanes(dtypes) <= stop:
+                return first
+        return stop
+
+    return find
+
+
+@lru_cache(maxsize=None)
+def lane_updater(rule, dtypes, number, space=GLOBAL):
+    width = lanes(dtypes)
+    kind = np.dtype(number.name).type
+
+    def update_lanes(tensors, i, scale, hyper):
+        for address, dtype in zip(tensors, dtypes):
+            if (address + i * BYTES[dtype]) % VECTOR:
+                raise RuntimeError("a vector of elements that is not aligned")
+        columns = [_memory(a, i, dtype, width) for a, dtype in zip(tensors, dtypes)]
+        for lane in range(width):
+            grad, param, *state = (kind(column[lane]) for column in columns)
+            param, state = rule(param, grad * scale, tuple(state), hyper)
+            for column, value in zip(columns[1:], (param, *state)):
+                column[lane] = value
+
+    return update_lanes
