@@ -8,7 +8,7 @@ weight.grad = gradient
 optimizer.step()
 """
 
-from . import optim
+from . import nn, optim
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .kernels.threads import get_num_threads, set_num_threads
@@ -21,6 +21,7 @@ __all__ = [
     "get_num_threads",
     "load",
     "load_checkpoint",
+    "nn",
     "optim",
     "save",
     "save_checkpoint",

@@ -40,7 +40,9 @@ from .parameter import Parameter
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: the rest of genesis works there, save says that it does not
+except (
+    ImportError
+):  # not a POSIX system: the rest of genesis works there, save says that it does not
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["CheckpointError", "load", "load_checkpoint", "save", "save_checkpoint"]

@@ -46,17 +46,17 @@ def _data_pointer(typing_context, array_object):
     return types.int64(array_object), generate
 
 
-# `update` is compiled once per rule and storage types. These names stand in its code for functions
-# that `_compiled` puts in their place (see `specialise`).
-rule = row_of = scalars_of = read = write = None
+# These names stand in the code below for functions that `_compiled` puts in their place, once per
+# rule and storage types (see `specialise`).
+rule = row_of = scalars_of = read = write = process = None
 
 
-def update(addresses, chunks, scalars, claims):
-    """Apply the rule to every element of the chunks that this thread can claim.
+def work(addresses, chunks, scalars, results, claims):
+    """Process all chunks that this thread can claim.
 
     `claims` counts chunks claimed and chunks done by all threads of this launch; empty, there is
-    one thread and all chunks are its own. Returns the number done by all threads so far if this
-    one did any, else 0.
+    one thread and all chunks are its own. `results` takes what each chunk came to; empty, nobody
+    asks. Returns the number of chunks done by all threads so far if this one did any, else 0.
     """
     hyper = scalars_of(scalars)
     alone = len(claims) == 0
@@ -67,14 +67,37 @@ def update(addresses, chunks, scalars, claims):
         if chunk >= len(chunks):
             break
         tensors = row_of(addresses, chunks[chunk, 0])
-        for i in range(chunks[chunk, 1], chunks[chunk, 2]):
-            values = read(tensors, i)
-            param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[1:])
-            write(tensors[1:], i, (param,) + state)
+        result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper)
+        if len(results) > 0:
+            results[chunk] = result
         done += 1
     if alone or done == 0:
         return done
     return _fetch_add(claims, 1, done) + done
+
+
+def update(tensors, start, stop, hyper):
+    """Apply a rule to a chunk: read gradient, parameter and state, write parameter and state."""
+    for i in range(start, stop):
+        values = read(tensors, i)
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[1:])
+        write(tensors[1:], i, (param,) + state)
+    return hyper[0]
+
+
+def transform(tensors, start, stop, hyper):
+    """Replace each element of a chunk by what a function of it and the scalars gives."""
+    for i in range(start, stop):
+        write(tensors, i, (rule(read(tensors, i)[0], hyper),))
+    return hyper[0]
+
+
+def reduce(tensors, start, stop, hyper):
+    """Reduce the first column of a chunk to one number."""
+    total, exponent = hyper
+    for i in range(start, stop):
+        total = rule(total, read(tensors, i)[0], exponent)
+    return total
 
 
 def data_pointers(objects, addresses):
@@ -98,11 +121,40 @@ def bind(
     rule: Callable, table: Table, scalars: np.ndarray, stream: None = None
 ) -> Callable[[], object]:
     """A function of no arguments that applies `rule` to a table, with the scalars then in force."""
-    kernel = _compiled(rule, table.storages, len(scalars))
-    arguments = table.addresses, table.chunks, scalars
-    if table.bytes_moved < threads.MINIMUM_BYTES:
+    kernel = _compiled(update, rule, table.storages, scalars.dtype.name, len(scalars))
+    return _call(kernel, table, scalars, np.empty(0), table.bytes_moved)
+
+
+def bind_transform(
+    function: Callable, table: Table, scalars: np.ndarray, stream: None = None
+) -> Callable[[], object]:
+    """A function of no arguments that replaces each element `x` by `function(x, scalars)`."""
+    kernel = _compiled(transform, function, table.storages, scalars.dtype.name, len(scalars))
+    return _call(kernel, table, scalars, np.empty(0), 2 * table.bytes_of_column[0])
+
+
+def bind_reduction(
+    reduction: Callable, table: Table, start: float, exponent: float, stream: None = None
+) -> Callable[[], np.ndarray]:
+    """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
+    results = np.empty(len(table.chunks))
+    kernel = _compiled(reduce, reduction, table.storages, "float64", 2)
+    call = _call(kernel, table, np.array([start, exponent]), results, table.bytes_of_column[0])
+
+    def reduced() -> np.ndarray:
+        call()
+        return results
+
+    return reduced
+
+
+def _call(
+    kernel: Callable, table: Table, scalars: np.ndarray, results: np.ndarray, bytes_moved: int
+) -> Callable[[], object]:
+    arguments = table.addresses, table.chunks, scalars, results
+    if bytes_moved < threads.MINIMUM_BYTES:
         return partial(kernel, *arguments, np.empty(0, np.int64))
-    return partial(threads.run, kernel, arguments, len(table.chunks), table.bytes_moved)
+    return partial(threads.run, kernel, arguments, len(table.chunks), bytes_moved)
 
 
 def copy(target: np.ndarray, source: np.ndarray, stream: None = None) -> None:
@@ -122,19 +174,34 @@ _int64_vector = types.Array(types.int64, 1, "C")
 _int64_matrix = types.Array(types.int64, 2, "C")
 
 
+# What a kernel does with a chunk, and whether a float may be reordered while it is done: only a sum
+# gains from that, and its order is fixed all the same once it is compiled.
+_FASTMATH = {update: False, transform: False, reduce: {"reassoc", "contract"}}
+
+
 @lru_cache(maxsize=None)
-def _compiled(rule: Callable, storages: tuple[str, ...], scalars: int) -> Callable:
-    number = storage.arithmetic(storages[1])
+def _compiled(
+    process: Callable, rule: Callable, storages: tuple[str, ...], arithmetic: str, scalars: int
+) -> Callable:
+    number = getattr(types, arithmetic)
+    options = {"error_model": "numpy", "fastmath": _FASTMATH[process]}
+    written = storages[1:] if process is update else storages
     names = {
-        "rule": numba.njit(error_model="numpy")(rule),
+        "rule": numba.njit(**options)(rule),
+        "read": storage.reader(storages, number),
+        "write": storage.writer(written, number),
+    }
+    name = described(rule, storages)
+    names = {
+        "process": numba.njit(**options)(specialised(process, f"{process.__name__}_{name}", names)),
         "row_of": storage.addresses(len(storages)),
         "scalars_of": storage.scalars(scalars),
-        "read": storage.reader(storages, number),
-        "write": storage.writer(storages[1:], number),
     }
     vector = types.Array(number, 1, "C")
-    signature = types.int64(_int64_matrix, _int64_matrix, vector, _int64_vector)
-    return _compile(specialised(update, described(rule, storages), names, rule), signature)
+    results = types.Array(types.float64, 1, "C")
+    signature = types.int64(_int64_matrix, _int64_matrix, vector, results, _int64_vector)
+    function = specialised(work, f"{process.__name__}_{name}", names, rule)
+    return _compile(function, signature)
 
 
 @lru_cache(maxsize=None)

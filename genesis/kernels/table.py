@@ -19,7 +19,7 @@ from . import storage
 
 
 class Table:
-    """The tensors of one launch, by column: gradients first, then parameters, then state buffers.
+    """The tensors of one launch, by column: gradients, then parameters, then state buffers, if any.
 
     A kernel walks memory from the first byte to the last, so a row's arrays must all lie flat in one
     order. One that does not (strided, unaligned, or ordered unlike its parameter) is represented by
@@ -27,7 +27,7 @@ class Table:
 
     Args:
         columns: for each column the views (see `buffers.view`) of all rows' arrays; arrays of one column have one data type,
-            arrays of one row have one shape. The first column is only read.
+            arrays of one row have one shape. Gradients are only read if there are other columns.
         target: the module that compiles and launches for the device where the arrays lie.
         stream: the stream on which the target works; None on the CPU.
 
@@ -36,7 +36,7 @@ class Table:
         storages: the storage type of each column.
         arithmetic: the name of the type in which parameters are updated.
         addresses, chunks: see above.
-        bytes_moved: how much a launch reads and writes.
+        bytes_of_column, bytes_moved: the size of each column, and what an update reads and writes.
         streams: the streams on which producers of the arrays say that they work.
         on_change: called, if set, with the rows whose addresses are about to change.
     """
@@ -48,16 +48,18 @@ class Table:
         self._stream = stream
         self._streams: list[set[int]] = [set() for _ in columns]
         self.on_change: Callable[[np.ndarray], None] | None = None
-        parameters = columns[1]
+        self._first_written = min(1, len(columns) - 1)
+        parameters = columns[self._first_written]
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
         self.chunks = cut([p.size for p in parameters], target.CHUNK)
         self.elements = sum(p.size for p in parameters)
-        self.arithmetic = storage.arithmetic(self.storages[1]).name
-        widths = [storage.BYTES[name] for name in self.storages]
-        self.bytes_moved = self.elements * (2 * sum(widths) - widths[0])
+        self.arithmetic = storage.arithmetic(self.storages[self._first_written]).name
+        self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
+        # Everything is read, and all but the gradients written.
+        self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
         self._copies: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for column, arrays in enumerate(columns):
             for row, array in enumerate(arrays):
@@ -97,7 +99,7 @@ class Table:
     def scatter(self) -> None:
         """After a launch: write the copies of updated arrays back to where they came from."""
         for (_, column), (array, copy) in self._copies.items():
-            if column > 0:
+            if column >= self._first_written:
                 self._target.copy(array, copy, self._stream)
 
 

@@ -7,7 +7,8 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any
 
-from .. import buffers
+from .. import buffers, kernels
+from ..nn.utils.clip_grad import check_max_norm
 from ..parameter import Parameter
 from . import checks
 from .plan import Plan, Rule
@@ -33,6 +34,7 @@ class Optimizer:
             them may be changed between steps.
         state: a dict from each parameter to a dict of its state buffers and the int "step".
         defaults: as given.
+        grad_norm: the norm of all gradients at the last `step(max_norm=...)`, before clipping.
 
     Raises:
         TypeError: `params` is a single parameter or array, a set, or holds something else than
@@ -50,6 +52,7 @@ class Optimizer:
         self.defaults = defaults
         self.state = State()
         self.param_groups: list[dict[str, Any]] = []
+        self.grad_norm: float | None = None
         self._step_count = 0
         self._stream: Any = None
         self._plans: list[Plan] = []
@@ -79,22 +82,39 @@ class Optimizer:
 
     # ---- the step ----
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
+    ) -> Any:
         """Update every parameter that has a gradient.
+
+        With `max_norm` the gradients of all groups are clipped by their common norm, as
+        `clip_grad_norm_` does, but without being written: one pass reads them for the norm, and
+        the update applies the factor. `optimizer.grad_norm` is then the norm before clipping.
 
         Args:
             closure: a function that computes the gradients anew and returns the loss; called once,
                 before the update. Default: None, the gradients are there already.
+            max_norm: the norm that the gradients may have at most, at least 0. Default: None, no
+                clipping.
 
         Returns:
             The closure's loss, or without a closure the optimizer itself, so that
             `opt.step().clear_grad()` works.
+
+        Raises:
+            TypeError, ValueError: `max_norm` or a number in a group is impossible. Nothing has been
+                written.
         """
+        if max_norm is not None:
+            max_norm = check_max_norm(max_norm)
         loss = None if closure is None else closure()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
         if plans != self._plans:
             self._adopt(plans)
+        if max_norm is not None:
+            launches = [bucket.launch for plan in plans for bucket in plan.buckets]
+            self.grad_norm = kernels.clip(launches, max_norm)
         for plan in plans:
             plan.run()
         self._step_count += 1

@@ -1,0 +1,90 @@
+"""Norms over a table: one scalar function each, and how the results of chunks become one number.
+
+A reduction takes the total so far, one element and an exponent, and returns the new total. Each chunk
+is reduced by itself, in a fixed order, and the results are put together in a way that does not depend
+on their order: so a norm is the same for any number of threads and any grouping of tensors.
+
+As in `rules`, no numbers are written here; a total begins with what `START` says.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def squares(total, value, exponent):
+    return total + value * value
+
+
+def magnitudes(total, value, exponent):
+    return total + abs(value)
+
+
+def powers(total, value, exponent):
+    return total + abs(value) ** exponent
+
+
+def largest(total, value, exponent):
+    size = abs(value)
+    return total if size <= total or total != total else size  # so written, NaN stays
+
+
+def smallest(total, value, exponent):
+    size = abs(value)
+    return total if size >= total or total != total else size
+
+
+START = {smallest: math.inf}
+
+
+def reduction_for(norm_type: float) -> Callable:
+    """The reduction that a norm needs; the 0-"norm" asks only whether the largest is 0."""
+    special = {2: squares, 1: magnitudes, math.inf: largest, -math.inf: smallest, 0: largest}
+    return special.get(norm_type, powers)
+
+
+def norm(norm_type: float, results: Sequence[np.ndarray], owners: Sequence[np.ndarray]) -> float:
+    """One norm from the results of all chunks.
+
+    Args:
+        norm_type: the exponent p; inf, -inf and 0 as in torch: the largest and smallest magnitude,
+            and the number of tensors that are not all zeros.
+        results: for each table the results of its chunks.
+        owners: for each table the tensor that each chunk belongs to.
+    """
+    every = [value for result in results for value in result.tolist()]
+    if not every:
+        return 0.0
+    if norm_type == math.inf:
+        return float(np.max(every))  # NaN stays
+    if norm_type == -math.inf:
+        return float(np.min(every))
+    if norm_type == 0:
+        return float(
+            sum(len(np.unique(owner[result != 0])) for result, owner in zip(results, owners))
+        )
+    total = _sum(every)
+    if norm_type == 2:
+        return math.sqrt(total)
+    if norm_type == 1:
+        return total
+    with np.errstate(divide="ignore"):
+        return float(np.float64(total) ** (1 / norm_type))
+
+
+def clip_factor(max_norm: float, total_norm: float) -> float:
+    """What gradients of norm `total_norm` are multiplied by: at most 1, and NaN for NaN.
+
+    The small number beside the norm is torch's, which avoids a division by 0 with it.
+    """
+    factor = max_norm / (total_norm + 1e-6)
+    return 1.0 if factor > 1 else factor
+
+
+def _sum(values: list[float]) -> float:
+    """The exact sum, rounded once, so that the order of values does not matter."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # more than a float64 holds, or inf - inf
+        return float(np.sum(values))

@@ -1,0 +1,5 @@
+"""What a training loop needs beside the optimizer."""
+
+from . import utils
+
+__all__ = ["utils"]

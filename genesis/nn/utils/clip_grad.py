@@ -1,0 +1,200 @@
+"""Clip gradients by their common norm or by value: one pass to reduce, one to scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ... import buffers, kernels
+from ...kernels import reductions, transforms
+from ...parameter import Parameter
+
+
+def check_max_norm(max_norm: Any) -> float:
+    """`max_norm` as a float; TypeError or ValueError unless it is a number of at least 0."""
+    if not isinstance(max_norm, (int, float, np.floating, np.integer)):
+        raise TypeError(f"max_norm must be a number, but got {type(max_norm).__name__}")
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must be at least 0, but got {max_norm}")
+    return float(max_norm)
+
+
+def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:
+    r"""The norm of several arrays together, as if they were one vector.
+
+    .. math:: \left( \sum_i |x_i|^p \right)^{1/p}
+
+    Sums are taken in float64 in an order that depends on nothing, so that 16-bit values do not
+    overflow and the result is the same to the last bit for any number of threads.
+
+    Args:
+        tensors: an array, or an iterable of arrays, of float types on any device.
+        norm_type: the exponent p; inf and -inf give the largest and smallest magnitude, 0 the number
+            of arrays that are not all zeros (as in torch). Default: 2.0.
+        error_if_nonfinite: raise if the norm is inf or NaN. Default: False.
+
+    Returns:
+        The norm, a float; 0.0 for no arrays.
+
+    Raises:
+        RuntimeError: the norm is inf or NaN and `error_if_nonfinite` is True.
+        TypeError, ValueError: arguments that are not as above.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> genesis.nn.utils.get_total_norm([np.array([3.0]), np.array([[4.0]])])
+        5.0
+    """
+    if buffers.is_array(tensors):
+        tensors = [tensors]
+    views = [buffers.check(tensor, "a tensor") for tensor in tensors]
+    norm_type = _checked_norm_type(norm_type)
+    reduced = [batch.reduce(norm_type) for batch in _batches(views)]
+    total = reductions.norm(
+        norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
+    )
+    if error_if_nonfinite and not math.isfinite(total):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
+            "so it cannot be clipped. To disable this error and scale the gradients by the "
+            "non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    return total
+
+
+def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -> None:
+    r"""Scale gradients in place by `max_norm / total_norm`, if that is less than 1.
+
+    Args:
+        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        max_norm: the norm that the gradients may have at most, at least 0.
+        total_norm: the norm that they have, from `get_total_norm`.
+
+    Raises:
+        TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> p = genesis.Parameter(np.ones(2))
+        >>> p.grad = np.array([3.0, 4.0])
+        >>> genesis.nn.utils.clip_grads_with_norm_(p, 1.0, 5.0)
+        >>> p.grad.round(3)
+        array([0.6, 0.8])
+    """
+    max_norm = check_max_norm(max_norm)
+    _transform(parameters, transforms.scale, (reductions.clip_factor(max_norm, float(total_norm)),))
+
+
+def clip_grad_norm_(
+    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> float:
+    r"""Clip the common norm of gradients, in place.
+
+    With :math:`n` the norm of all gradients together, each is multiplied by
+    :math:`\min(1, \text{max\_norm} / (n + 10^{-6}))`.
+
+    Args:
+        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        max_norm: the norm that the gradients may have at most, at least 0.
+        norm_type: the exponent of the norm, also inf, -inf and 0 (see `get_total_norm`).
+            Default: 2.0.
+        error_if_nonfinite: raise, and leave the gradients as they are, if the norm is inf or NaN.
+            Default: False.
+
+    Returns:
+        The norm before clipping, a float; 0.0 for no gradients.
+
+    Raises:
+        RuntimeError: the norm is inf or NaN and `error_if_nonfinite` is True.
+        TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> p = genesis.Parameter(np.ones(2))
+        >>> p.grad = np.array([3.0, 4.0])
+        >>> genesis.nn.utils.clip_grad_norm_(p, max_norm=1.0)
+        5.0
+        >>> p.grad.round(3)
+        array([0.6, 0.8])
+
+    References:
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks. ICML 2013,
+        https://arxiv.org/abs/1211.5063
+    """
+    max_norm = check_max_norm(max_norm)
+    parameters = _listed(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = get_total_norm(gradients, norm_type, error_if_nonfinite)
+    clip_grads_with_norm_(parameters, max_norm, total)
+    return total
+
+
+def clip_grad_value_(parameters: Any, clip_value: float) -> None:
+    """Clip every element of gradients to [-clip_value, clip_value], in place.
+
+    Args:
+        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        clip_value: the largest magnitude, at least 0.
+
+    Raises:
+        TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> p = genesis.Parameter(np.ones(2))
+        >>> p.grad = np.array([3.0, -0.5])
+        >>> genesis.nn.utils.clip_grad_value_(p, 1.0)
+        >>> p.grad
+        array([ 1. , -0.5])
+    """
+    clip_value = float(clip_value)
+    if not clip_value >= 0:
+        raise ValueError(f"clip_value must be at least 0, but got {clip_value}")
+    clamp_gradients(parameters, -clip_value, clip_value)
+
+
+def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
+    """Clip every element of gradients to [lower, upper], in place."""
+    _transform(parameters, transforms.clamp, (lower, upper))
+
+
+def _listed(parameters: Any) -> list[Parameter]:
+    listed = [parameters] if isinstance(parameters, Parameter) else parameters
+    if buffers.is_array(listed) or not isinstance(listed, Iterable):
+        raise TypeError(
+            "parameters must be a Parameter or an iterable of them, but got "
+            f"{type(parameters).__name__}"
+        )
+    listed = list(listed)
+    for parameter in listed:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"expected Parameters, but got {type(parameter).__name__}")
+    return listed
+
+
+def _checked_norm_type(norm_type: Any) -> float:
+    norm_type = float(norm_type)
+    if math.isnan(norm_type):
+        raise ValueError("norm_type must be a number, inf or -inf, but got nan")
+    return norm_type
+
+
+def _transform(parameters: Any, function: Any, scalars: Sequence[float]) -> None:
+    """Apply a transform to every gradient, once to one that several parameters share."""
+    views = {id(p.grad): p._grad_view for p in _listed(parameters) if p._grad_view is not None}
+    for view in views.values():
+        buffers.check_writable(view, "a gradient")
+    for batch in _batches(list(views.values())):
+        batch.transform(function, scalars)
+
+
+def _batches(views: list[np.ndarray]) -> list[kernels.Batch]:
+    """The arrays that have elements, sorted into batches of one device and data type."""
+    sorted_: dict[tuple[str, str], list[np.ndarray]] = {}
+    for view in views:
+        if view.size:
+            sorted_.setdefault(buffers.layout(view)[:2], []).append(view)
+    return [kernels.Batch(batch) for batch in sorted_.values()]

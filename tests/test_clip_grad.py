@@ -1,0 +1,265 @@
+"""Gradient clipping: every norm against NumPy and torch, in place and folded into the step."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from cases import BFLOAT16, ONE_EACH
+from devices import DEVICE, on_device, parameter
+
+import genesis
+from genesis import buffers
+from genesis.nn.utils import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+
+SHAPES = [(10, 5), (10,), (), (0,), (3, 4, 2), (4,)]
+NORM_TYPES = [1.0, 2.0, math.inf, -math.inf, 0.0, 3.0, 0.5, 2.5, -1.0]
+TYPES = [np.float64, np.float32, np.float16, BFLOAT16]
+
+
+def host(array):
+    return buffers.host_copy(array)
+
+
+def gradients(dtype=np.float64, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    grads = [(rng.standard_normal(shape) * scale).astype(dtype) for shape in SHAPES]
+    grads[-1][...] = 0  # a tensor of zeros does not count for the norm of order 0
+    return grads
+
+
+def parameters(grads, dtype=np.float64):
+    params = []
+    for grad in grads:
+        params.append(parameter(np.zeros(np.shape(grad), dtype)))
+        params[-1].grad = None if grad is None else on_device(np.array(grad))
+    return params
+
+
+def numpy_norm(grads, norm_type):
+    if norm_type == 0:
+        return float(sum(np.any(grad != 0) for grad in grads))
+    flat = np.concatenate([np.asarray(grad, np.float64).ravel() for grad in grads])
+    with np.errstate(divide="ignore"):
+        return float(np.linalg.norm(flat, norm_type))
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: np.dtype(t).name)
+def test_norms_are_numpys(norm_type, dtype):
+    grads = gradients(dtype)
+    expected = numpy_norm(grads, norm_type)
+    tolerance = 1e-13 if dtype is np.float64 or DEVICE == "cpu" else 1e-6
+    got = get_total_norm([on_device(grad) for grad in grads], norm_type)
+    assert type(got) is float
+    assert got == pytest.approx(expected, rel=tolerance)
+    params = parameters(grads)
+    before = [host(p.grad) for p in params]
+    norm = clip_grad_norm_(params, 0.5, norm_type)
+    assert norm == pytest.approx(expected, rel=tolerance)
+    factor = min(1, 0.5 / (expected + 1e-6))
+    for p, grad in zip(params, before):
+        precision = {8: 1e-13, 4: 1e-6, 2: 1e-2}[grad.dtype.itemsize]
+        np.testing.assert_allclose(
+            host(p.grad).astype(float), grad.astype(float) * factor, rtol=precision, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("max_norm", [0.0, 0.1, 1.0, 1e6])
+def test_clipping_follows_torch(norm_type, max_norm):
+    torch = pytest.importorskip("torch")
+    grads = [grad for grad in gradients() if grad.size]  # torch has no max of nothing
+    params = parameters(grads)
+    tensors = [torch.zeros(grad.shape, dtype=torch.float64) for grad in grads]
+    for tensor, grad in zip(tensors, grads):
+        tensor.grad = torch.tensor(grad)
+    expected = torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type)
+    assert clip_grad_norm_(params, max_norm, norm_type) == pytest.approx(expected.item(), rel=1e-12)
+    for p, tensor in zip(params, tensors):
+        np.testing.assert_allclose(host(p.grad), tensor.grad.numpy(), rtol=1e-12, atol=1e-300)
+
+
+def test_16_bit_gradients_do_not_overflow():
+    grads = [np.full(1000, 60000, np.float16)] * 3
+    assert get_total_norm([on_device(g) for g in grads]) == pytest.approx(
+        60000 * math.sqrt(3000), rel=1e-3
+    )
+
+
+def test_nothing_to_clip_is_no_error():
+    assert clip_grad_norm_([], 1.0) == 0.0
+    assert clip_grad_norm_(parameters([None, None]), 1.0) == 0.0
+    assert get_total_norm([]) == 0.0
+    assert get_total_norm([on_device(np.zeros(0))], -math.inf) == 0.0
+    clip_grad_value_([], 1.0)
+    clip_grads_with_norm_([], 1.0, 3.0)
+
+
+def test_one_parameter_or_any_iterable():
+    for wrap in (lambda ps: ps[0], list, tuple, iter, lambda ps: (p for p in ps)):
+        params = parameters([np.array([3.0, 4.0])])
+        assert clip_grad_norm_(wrap(params), 1.0) == 5.0
+        np.testing.assert_allclose(host(params[0].grad), [0.6, 0.8], rtol=1e-6)
+    assert get_total_norm(on_device(np.array([3.0, 4.0]))) == 5.0
+
+
+def test_values_are_clipped():
+    grads = [np.array([-3.0, -0.5, 0.0, 0.5, 3.0, np.nan, np.inf]), None]
+    params = parameters(grads)
+    clip_grad_value_(params, 1)
+    np.testing.assert_array_equal(host(params[0].grad), [-1, -0.5, 0, 0.5, 1, np.nan, 1])
+    params = parameters(grads)
+    genesis.optim.clip_grad_value(params, -0.25, 2)
+    np.testing.assert_array_equal(host(params[0].grad), [-0.25, -0.25, 0, 0.5, 2, np.nan, 2])
+
+
+def test_megengines_form():
+    params = parameters([np.array([3.0, 4.0])])
+    assert genesis.optim.clip_grad_norm(params, max_norm=1.0, ord=1) == 7.0
+    np.testing.assert_allclose(host(params[0].grad), np.array([3, 4]) / 7, rtol=1e-6)
+
+
+def test_a_shared_gradient_is_scaled_once():
+    p, q = parameters([np.array([3.0]), np.array([3.0])])
+    q.grad = p.grad
+    clip_grads_with_norm_([p, q], 1.0, 2.0)
+    np.testing.assert_allclose(host(p.grad), [1.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nonfinite_norms(bad):
+    params = parameters([np.array([1.0, bad]), np.array([2.0])])
+    for norm_type in (1.0, 2.0, math.inf, 3.0):
+        with pytest.raises(RuntimeError, match="non-finite"):
+            clip_grad_norm_(params, 1.0, norm_type, error_if_nonfinite=True)
+        np.testing.assert_array_equal(host(params[0].grad), [1.0, bad])
+        expected = math.nan if math.isnan(bad) else math.inf
+        np.testing.assert_equal(get_total_norm([p.grad for p in params], norm_type), expected)
+    clip_grad_norm_(params, 1.0)
+    assert np.isnan(host(params[0].grad)[1])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="strides and read-only flags of NumPy arrays")
+def test_strided_and_read_only_gradients():
+    (p,) = parameters([np.ones((4, 3))])
+    p.grad = np.full((3, 4), 2.0).T
+    assert clip_grad_norm_(p, 1.0) == pytest.approx(math.sqrt(48))
+    np.testing.assert_allclose(p.grad, 2 / math.sqrt(48), rtol=1e-6)
+    p.grad = np.full((4, 6), 2.0)[:, ::2]
+    assert clip_grad_norm_(p, 1.0) == pytest.approx(math.sqrt(48))
+    np.testing.assert_allclose(p.grad, 2 / math.sqrt(48), rtol=1e-6)
+    q = parameters([np.ones(3)])[0]
+    p.grad = np.ones((4, 3))
+    q.grad = np.broadcast_to(2.0, 3)
+    with pytest.raises(ValueError, match="a gradient is read-only"):
+        clip_grad_norm_([p, q], 1.0)
+    np.testing.assert_array_equal(p.grad, np.ones((4, 3)))
+
+
+def test_refuses_bad_bounds():
+    params = parameters([np.ones(3)])
+    opt = genesis.optim.SGD(params, lr=1.0)
+    for bad, error in [
+        (-1, ValueError),
+        (math.nan, ValueError),
+        ("1", TypeError),
+        (None, TypeError),
+    ]:
+        with pytest.raises(error, match="max_norm must be"):
+            clip_grad_norm_(params, bad)
+        with pytest.raises(error, match="max_norm must be"):
+            clip_grads_with_norm_(params, bad, 1.0)
+        if bad is not None:
+            with pytest.raises(error, match="max_norm must be"):
+                opt.step(max_norm=bad)
+    for bad in (-1, math.nan):
+        with pytest.raises(ValueError, match="clip_value must be"):
+            clip_grad_value_(params, bad)
+    for lower, upper in [(1, 0), (math.nan, 1), (0, math.nan)]:
+        with pytest.raises(ValueError, match="lower must not exceed upper"):
+            genesis.optim.clip_grad_value(params, lower, upper)
+    with pytest.raises(ValueError, match="norm_type"):
+        clip_grad_norm_(params, 1.0, math.nan)
+    with pytest.raises(TypeError, match="Parameter"):
+        clip_grad_norm_(on_device(np.ones(3)), 1.0)
+    with pytest.raises(TypeError, match="Parameter"):
+        clip_grad_norm_([np.ones(3)], 1.0)
+    with pytest.raises(TypeError, match="a tensor must"):
+        get_total_norm([np.ones(3, int)])
+    np.testing.assert_array_equal(host(params[0].grad), np.ones(3))
+    np.testing.assert_array_equal(params[0].numpy(), np.zeros(3))
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
+@pytest.mark.parametrize("max_norm", [0.0, 0.3, 1e6])
+def test_clipping_in_the_step_is_clipping_before_it(case, max_norm):
+    grads = gradients()
+    params = parameters(grads)
+    others = parameters(grads)
+    opt = case.make([{"params": params[:2]}, {"params": params[2:], "maximize": False}])
+    other = case.make([{"params": others[:2]}, {"params": others[2:], "maximize": False}])
+    for seed in range(3):
+        grads = gradients(scale=10.0 ** (seed - 1), seed=seed)
+        for p, q, grad in zip(params, others, grads):
+            p.grad, q.grad = on_device(grad), on_device(grad.copy())
+        opt.step(max_norm=max_norm)
+        expected = clip_grad_norm_(others, max_norm)
+        other.step()
+        assert opt.grad_norm == expected
+        for p, q, grad in zip(params, others, grads):
+            np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-12, atol=1e-15)
+            np.testing.assert_array_equal(host(p.grad), grad)  # not written
+
+
+def test_grad_norm_is_of_the_last_clipped_step():
+    params = parameters([np.array([3.0, 4.0])])
+    opt = genesis.optim.SGD(params, lr=0.1)
+    assert opt.grad_norm is None
+    assert opt.step(lambda: 7, max_norm=1.0) == 7
+    assert opt.grad_norm == 5.0
+    before = params[0].numpy().copy()
+    opt.step()
+    np.testing.assert_allclose(before - params[0].numpy(), [0.3, 0.4], rtol=1e-12)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="threads of the CPU")
+def test_threads_change_no_bit(small_chunks, num_threads):
+    results = []
+    for number in (1, 2, 4):
+        num_threads(number)
+        params = parameters(gradients(np.float32), np.float32)
+        norms = [get_total_norm([p.grad for p in params], norm_type) for norm_type in NORM_TYPES]
+        genesis.optim.AdamW(params).step(max_norm=0.1)
+        norms.append(clip_grad_norm_(params, 0.1))
+        results.append((norms, [p.grad for p in params], [p.data for p in params]))
+    for norms, grads, data in results[1:]:
+        assert norms == results[0][0]
+        for got, expected in zip(grads + data, results[0][1] + results[0][2]):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_order_and_grouping_change_no_bit():
+    grads = [grad for seed in range(20) for grad in gradients(np.float32, seed=seed)]
+    arrays = [on_device(grad) for grad in grads]
+    assert get_total_norm(arrays) == get_total_norm(arrays[::-1])
+    params = parameters(grads, np.float32)
+    one = genesis.optim.SGD(params, lr=0.1)
+    many = genesis.optim.SGD([{"params": p} for p in parameters(grads, np.float32)], lr=0.1)
+    for opt in (one, many):
+        opt.step(max_norm=1.0)
+    assert one.grad_norm == many.grad_norm
+    for left, right in zip(params, (group["params"][0] for group in many.param_groups)):
+        np.testing.assert_array_equal(left.numpy(), right.numpy())
+
+
+def test_a_clipped_run_survives_a_copy_of_the_optimizer():
+    params = parameters([np.array([3.0, 4.0])])
+    opt = genesis.optim.SGD(params, lr=0.1)
+    opt.step(max_norm=1.0)
+    assert copy.deepcopy(opt).grad_norm == 5.0
