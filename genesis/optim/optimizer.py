@@ -10,7 +10,7 @@ from typing import Any
 from .. import buffers, kernels
 from ..nn.utils.clip_grad import check_max_norm
 from ..parameter import Parameter
-from . import checks
+from . import checks, hooks
 from .plan import Plan, Rule
 from .state import State
 
@@ -56,6 +56,7 @@ class Optimizer:
         self._step_count = 0
         self._stream: Any = None
         self._plans: list[Plan] = []
+        self._hooks: hooks.Hooks | None = None
         self._check(defaults)
         for group in checks.groups(params):
             self.add_param_group(group)
@@ -79,6 +80,12 @@ class Optimizer:
     def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
         """The rule's scalars for the update after which state holds `numbers`."""
         raise NotImplementedError(f"{type(self).__name__} must define _scalars")
+
+    def _scalars_between(
+        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    ) -> tuple[float, ...]:
+        """The rule's scalars for the update that takes state's numbers from `before` to `after`."""
+        return self._scalars(group, after)
 
     # ---- the step ----
 
@@ -105,6 +112,12 @@ class Optimizer:
             TypeError, ValueError: `max_norm` or a number in a group is impossible. Nothing has been
                 written.
         """
+        if self._hooks is None and not hooks.every_step_pre and not hooks.every_step_post:
+            return self._step(closure, max_norm)
+        return self._hooked_step(closure, max_norm)
+
+    def _step(self, closure: Callable[[], Any] | None, max_norm: float | None) -> Any:
+        """The step without hooks."""
         if max_norm is not None:
             max_norm = check_max_norm(max_norm)
         loss = None if closure is None else closure()
@@ -120,18 +133,38 @@ class Optimizer:
         self._step_count += 1
         return self if closure is None else loss
 
+    def _hooked_step(self, closure: Callable[[], Any] | None, max_norm: float | None) -> Any:
+        """The step with hooks, which see the arguments as they were given."""
+        args: tuple = (self,) if closure is None else (self, closure)
+        kwargs = {} if max_norm is None else {"max_norm": max_norm}
+        own = self._hooks or hooks.Hooks()
+        for hook in [*hooks.every_step_pre.values(), *own.step_pre.values()]:
+            changed = hook(self, args, kwargs)
+            if changed is None:
+                continue
+            if not isinstance(changed, tuple) or len(changed) != 2:
+                raise RuntimeError(
+                    f"a step hook must return None or a tuple of (new_args, new_kwargs), but got "
+                    f"{changed!r}"
+                )
+            args, kwargs = changed
+        result = self._step(*_step_arguments(*args[1:], **kwargs))
+        for hook in [*own.step_post.values(), *hooks.every_step_post.values()]:
+            hook(self, args, kwargs)
+        return result
+
     def _plan(self, i: int, group: dict[str, Any]) -> Plan:
         """The plan of group `i`, the kept one if it still fits, with the next step's scalars set."""
         parameters, rule = group["params"], self._rule(group)
         plan = self._plans[i] if i < len(self._plans) else None
         if plan is None or not plan.still_fits(parameters, rule, self.state):
             initial = self._initial(group)
-            scalars = len(self._scalars(group, self._next(group, initial)))
+            scalars = len(self._scalars_between(group, initial, self._next(group, initial)))
             plan = Plan(parameters, rule, self.state, initial, self._numbers, scalars, self._stream)
         scale = -1.0 if group["maximize"] else 1.0
         for bucket in plan.buckets:
             bucket.numbers_after = after = self._next(group, bucket.numbers)
-            bucket.launch.set_scalars(scale, self._scalars(group, after))
+            bucket.launch.set_scalars(scale, self._scalars_between(group, bucket.numbers, after))
         return plan
 
     def _adopt(self, plans: list[Plan]) -> None:
@@ -263,6 +296,16 @@ class Optimizer:
             (host arrays and the int "step"), and "param_groups", the groups with such numbers in
             place of the parameters.
         """
+        own = self._hooks or hooks.Hooks()
+        for hook in list(own.state_dict_pre.values()):
+            hook(self)
+        snapshot = self._snapshot()
+        for hook in list(own.state_dict_post.values()):
+            changed = hook(self, snapshot)
+            snapshot = snapshot if changed is None else changed
+        return snapshot
+
+    def _snapshot(self) -> dict[str, Any]:
         number = {parameter: i for i, parameter in enumerate(self._parameters())}
         state = {
             i: {
@@ -292,6 +335,11 @@ class Optimizer:
             ValueError: other groups, sizes, shapes or names than this optimizer's.
             TypeError: a value of a wrong type. In either case the optimizer keeps what it had.
         """
+        own = self._hooks or hooks.Hooks()
+        for hook in list(own.load_pre.values()):
+            state_dict = dict(state_dict)  # a hook may edit it, and must not edit the caller's
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("state_dict must be a dict with 'state' and 'param_groups'")
         groups, owner = self._loaded_groups(state_dict["param_groups"])
@@ -305,6 +353,8 @@ class Optimizer:
         self.param_groups = groups
         self.state = State(state)
         self._plans = []
+        for hook in list(own.load_post.values()):
+            hook(self)
 
     def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
         """The groups as saved, and which parameter each saved number stands for."""
@@ -368,9 +418,95 @@ class Optimizer:
             loaded[name] = buffers.copy_beside(array, parameter._view)
         return loaded
 
+    # ---- hooks ----
+
+    def register_step_pre_hook(self, hook: Callable) -> hooks.RemovableHandle:
+        """Call `hook(optimizer, args, kwargs)` before each step.
+
+        The first of `args` is the optimizer. The hook may return other `(args, kwargs)`. Hooks for
+        every optimizer (`register_optimizer_step_pre_hook`) come first.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().step_pre.add(hook)
+
+    def register_step_post_hook(self, hook: Callable) -> hooks.RemovableHandle:
+        """Call `hook(optimizer, args, kwargs)` after each step, before hooks for every optimizer.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().step_post.add(hook)
+
+    def register_state_dict_pre_hook(
+        self, hook: Callable, prepend: bool = False
+    ) -> hooks.RemovableHandle:
+        """Call `hook(optimizer)` before `state_dict()` looks at anything.
+
+        Args:
+            hook: the function.
+            prepend: call it before the hooks that are there, not after them. Default: False.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().state_dict_pre.add(hook, prepend)
+
+    def register_state_dict_post_hook(
+        self, hook: Callable, prepend: bool = False
+    ) -> hooks.RemovableHandle:
+        """Call `hook(optimizer, state_dict)` on what `state_dict()` is about to return.
+
+        The hook may edit it, or return another in its place.
+
+        Args:
+            hook: the function.
+            prepend: call it before the hooks that are there, not after them. Default: False.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().state_dict_post.add(hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable, prepend: bool = False
+    ) -> hooks.RemovableHandle:
+        """Call `hook(optimizer, state_dict)` before `load_state_dict` looks at its argument.
+
+        The hook gets a shallow copy, which it may edit, or return another in its place.
+
+        Args:
+            hook: the function.
+            prepend: call it before the hooks that are there, not after them. Default: False.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().load_pre.add(hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Callable, prepend: bool = False
+    ) -> hooks.RemovableHandle:
+        """Call `hook(optimizer)` after `load_state_dict` has loaded everything.
+
+        Args:
+            hook: the function.
+            prepend: call it before the hooks that are there, not after them. Default: False.
+
+        Returns:
+            A handle whose `remove()` takes the hook out again.
+        """
+        return self._own_hooks().load_post.add(hook, prepend)
+
+    def _own_hooks(self) -> hooks.Hooks:
+        if self._hooks is None:
+            self._hooks = hooks.Hooks()
+        return self._hooks
+
     def __getstate__(self) -> dict[str, Any]:
         state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
-        return {**self.__dict__, "state": state, "_stream": None, "_plans": []}
+        return {**self.__dict__, "state": state, "_stream": None, "_plans": [], "_hooks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -382,3 +518,10 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _step_arguments(
+    closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
+) -> tuple[Callable[[], Any] | None, float | None]:
+    """The arguments of `step` however they are given."""
+    return closure, max_norm

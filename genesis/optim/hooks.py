@@ -1,0 +1,102 @@
+"""Functions that users hang into an optimizer's step, state_dict and load_state_dict."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+_numbers = itertools.count()
+
+
+class RemovableHandle:
+    """What registering a hook returns: `remove()` takes the hook out again.
+
+    It is a context manager too, which removes the hook at the end of the block.
+    """
+
+    def __init__(self, hooks: HookList):
+        self._hooks = hooks
+        self.id = next(_numbers)
+
+    def remove(self) -> None:
+        """Take the hook out; a second call does nothing."""
+        self._hooks.pop(self.id, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class HookList(dict):
+    """Hooks by number, in the order in which they are called."""
+
+    def add(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Register a hook after those that are there, or with `prepend` before them."""
+        if not callable(hook):
+            raise TypeError(f"a hook must be callable, but got {type(hook).__name__}")
+        handle = RemovableHandle(self)
+        others = dict(self)
+        self[handle.id] = hook
+        if prepend:
+            for number in others:
+                self[number] = self.pop(number)
+        return handle
+
+
+class Hooks:
+    """The hooks of one optimizer."""
+
+    def __init__(self) -> None:
+        self.step_pre = HookList()
+        self.step_post = HookList()
+        self.state_dict_pre = HookList()
+        self.state_dict_post = HookList()
+        self.load_pre = HookList()
+        self.load_post = HookList()
+
+
+every_step_pre = HookList()
+every_step_post = HookList()
+
+
+def register_optimizer_step_pre_hook(hook: Callable[[Any, tuple, dict], Any]) -> RemovableHandle:
+    """Call `hook` before every step of every optimizer, before the optimizer's own hooks.
+
+    Args:
+        hook: a function `(optimizer, args, kwargs)`; it may return other `(args, kwargs)`. The
+            first of `args` is the optimizer.
+
+    Returns:
+        A handle whose `remove()` takes the hook out again.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> hook = lambda optimizer, args, kwargs: print(type(optimizer).__name__)
+        >>> handle = genesis.optim.register_optimizer_step_pre_hook(hook)
+        >>> _ = genesis.optim.SGD([genesis.Parameter(np.ones(3))], lr=0.1).step()
+        SGD
+        >>> handle.remove()
+    """
+    return every_step_pre.add(hook)
+
+
+def register_optimizer_step_post_hook(hook: Callable[[Any, tuple, dict], Any]) -> RemovableHandle:
+    """Call `hook` after every step of every optimizer, after the optimizer's own hooks.
+
+    Args:
+        hook: a function `(optimizer, args, kwargs)`; what it returns is not used.
+
+    Returns:
+        A handle whose `remove()` takes the hook out again.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> hook = lambda optimizer, args, kwargs: print("stepped")
+        >>> with genesis.optim.register_optimizer_step_post_hook(hook):
+        ...     _ = genesis.optim.SGD([genesis.Parameter(np.ones(3))], lr=0.1).step()
+        stepped
+    """
+    return every_step_post.add(hook)
