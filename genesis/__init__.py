@@ -8,16 +8,25 @@ weight.grad = gradient
 optimizer.step()
 """
 
-from . import nn, optim
+from . import amp, nn, optim
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .kernels.threads import get_num_threads, set_num_threads
 from .parameter import Parameter
+from .regions import autocast
+from .sparse import SparseGrad
+
+enable_autocast = True
+"""Set to False, it turns every region of `autocast` off."""
 
 __all__ = [
     "CheckpointError",
     "Parameter",
+    "SparseGrad",
     "__version__",
+    "amp",
+    "autocast",
+    "enable_autocast",
     "get_num_threads",
     "load",
     "load_checkpoint",

@@ -73,13 +73,16 @@ def view(array: Any) -> np.ndarray:
     else:
         interface = array.__cuda_array_interface__
         pointer, read_only = interface["data"]
+        # Numba's own arrays say None where a stride is 0, as if they were contiguous.
+        numba_array = hasattr(array, "__cuda_ndarray__")
+        strides = array.strides if numba_array else interface.get("strides")
         found = _without_touching(
-            pointer, interface["shape"], interface.get("strides"), _dtype(interface["typestr"])
+            pointer, interface["shape"], strides, _dtype(interface["typestr"])
         )
         found.flags.writeable = not read_only
         found.stream = interface.get("stream")
     found.owner = array
-    found.place = f"cuda:{cuda_driver.device_of(pointer)}"
+    found.place = f"cuda:{cuda_driver.device_of(array, pointer)}"
     return found
 
 
@@ -236,7 +239,11 @@ def put(array: np.ndarray, device: str) -> Any:
         return array
     cuda = cuda_driver.cuda()
     with cuda.gpus[int(device.partition(":")[2])]:
-        return cuda.to_device(array)
+        if array.dtype != BFLOAT16 or cuda_driver.SIMULATED:
+            return cuda.to_device(array)
+        # NumPy gives no buffer of bfloat16 to the driver's bindings: its bits go as integers.
+        bits = cuda.to_device(array.view(np.uint16))
+        return type(bits)(bits.shape, bits.strides, array.dtype, gpu_data=bits.gpu_data)
 
 
 def moved(array: Any, device: str) -> Any:
@@ -244,36 +251,78 @@ def moved(array: Any, device: str) -> Any:
     return array if layout(view(array)).device == device else put(host_copy(array), device)
 
 
-def empty(shape: tuple[int, ...], like: np.ndarray, order: Literal["C", "F"]) -> Any:
+def empty(
+    shape: tuple[int, ...],
+    like: np.ndarray,
+    order: Literal["C", "F"],
+    dtype: np.dtype | None = None,
+) -> Any:
     """A flat buffer beside the one that `like` is the view of, its elements not set."""
-    return put(np.empty(shape, like.dtype, order=order), layout(like).device)
+    device = layout(like).device
+    dtype = dtype or like.dtype
+    if device == "cpu":
+        return np.empty(shape, dtype, order=order)
+    cuda = cuda_driver.cuda()
+    with cuda.gpus[int(device.partition(":")[2])]:
+        return cuda.device_array(shape, dtype, order=order)
 
 
-def full(value: float, like: np.ndarray) -> Any:
-    """A buffer like the one that `like` is the view of, every element `value`."""
-    array = np.zeros(like.shape, like.dtype, order=flat_order(like))  # costs nothing until touched
+def full(value: float, like: np.ndarray, dtype: np.dtype | None = None) -> Any:
+    """A buffer beside the one that `like` is the view of, every element `value`."""
+    order = flat_order(like)
+    if value == 0 and isinstance(like, DeviceView):
+        array = empty(like.shape, like, order, dtype)
+        _clear(array)
+        return array
+    array = np.zeros(like.shape, dtype or like.dtype, order=order)  # costs nothing until touched
     if value != 0:
         array.fill(value)
     return put(array, layout(like).device)
 
 
+def read_only(array: Any) -> Any:
+    """The same memory as an array that cannot be written: on the host. A device array as it is."""
+    if not isinstance(array, np.ndarray):
+        return array
+    shown = array.view()
+    shown.flags.writeable = False
+    return shown
+
+
 def zeroed(array: Any) -> Any:
     """The buffer, filled with zeros; a new one in place of one that cannot be filled."""
     found = view(array)
-    if found.flags.writeable and not isinstance(found, DeviceView):
+    if not found.flags.writeable:
+        return full(0, found)
+    if not isinstance(found, DeviceView):
         found.fill(0)
         return array
-    return full(0, found)
+    if layout(found).order is None:
+        return full(0, found)
+    _clear(array)
+    return array
+
+
+def _clear(array: Any) -> None:
+    """Fill a flat device array with zeros."""
+    if cuda_driver.SIMULATED:
+        array._ary.fill(0)
+    elif array.size:
+        cuda = cuda_driver.cuda()
+        with cuda.gpus[int(layout(view(array)).device.partition(":")[2])]:
+            cuda.as_cuda_array(array, sync=False).gpu_data.memset(0)
 
 
 def host_copy(array: Any) -> np.ndarray:
     """A contiguous host array with the buffer's values, never an alias of it."""
     found = view(array)
     if isinstance(found, DeviceView):
-        device_array = array
-        if not hasattr(array, "copy_to_host"):
-            device_array = cuda_driver.cuda().as_cuda_array(array)
-        array = device_array.copy_to_host().view(found.dtype)
+        cuda = cuda_driver.cuda()
+        with cuda.gpus[int(found.place.partition(":")[2])]:
+            cuda.synchronize()  # whatever stream still works on it
+            if not hasattr(array, "copy_to_host"):
+                array = cuda.as_cuda_array(array, sync=False)
+            array = array.copy_to_host().view(found.dtype)
     return np.array(array, order="C", copy=True, subok=False)
 
 

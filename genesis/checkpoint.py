@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
+from . import regions
 from .parameter import Parameter
 
 try:
@@ -97,13 +98,14 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     """
     if fcntl is None:
         raise OSError("genesis.save needs a POSIX system: it locks the file that it writes")
-    encoder = _Encoder()
-    structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
-    sources = dict(
-        sorted(encoder.sources.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    )
-    header = _make_header(structure, sources)
-    _replace_file(os.fsdecode(path), lambda file: _write(file, header, sources))
+    with regions.outside():  # what is saved of a parameter is itself, not its working copy
+        encoder = _Encoder()
+        structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
+        sources = dict(
+            sorted(encoder.sources.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        )
+        header = _make_header(structure, sources)
+        _replace_file(os.fsdecode(path), lambda file: _write(file, header, sources))
 
 
 def load(path: str | os.PathLike[str]) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from . import buffers
+from . import buffers, kernels, regions
+from .kernels import rules
+from .sparse import SparseGrad
 
 _versions = itertools.count()
 _data_edits = 0
@@ -34,6 +36,8 @@ class Parameter(NDArrayOperatorsMixin):
         requires_grad: a note for the code that computes gradients. An optimizer goes by `grad`
             alone, as torch does: it skips a parameter whose `grad` is None. Default: True.
         name: a name for messages and `repr`. Default: None.
+        autocast: whether a float32 parameter shows a 16-bit copy of itself in a region of
+            `genesis.autocast`. Default: True.
 
     Raises:
         TypeError: `data` is no array of an accepted type.
@@ -58,14 +62,25 @@ class Parameter(NDArrayOperatorsMixin):
         "_grad_layout",
         "_grad_view",
         "_layout",
+        "_autocast",
+        "_entry",
+        "_token",
         "_version",
         "_view",
+        "_working",
         "name",
         "requires_grad",
         "__weakref__",
     )
 
-    def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
+    def __init__(
+        self,
+        data: Any,
+        requires_grad: bool = True,
+        name: str | None = None,
+        *,
+        autocast: bool = True,
+    ):
         if isinstance(data, Parameter):
             raise TypeError("data is a Parameter already: use it as it is, or give parameter.data")
         if name is not None and not isinstance(name, str):
@@ -73,6 +88,9 @@ class Parameter(NDArrayOperatorsMixin):
         view = _checked_data(data)
         self.name = name
         self.requires_grad = bool(requires_grad)
+        self._autocast = bool(autocast) and view.dtype == np.float32
+        self._working: Any = None
+        self._entry = 0
         self._grad: Any = None
         self._grad_view: np.ndarray | None = None
         self._grad_layout: buffers.Layout | None = None
@@ -80,8 +98,14 @@ class Parameter(NDArrayOperatorsMixin):
 
     @property
     def data(self) -> Any:
-        """The array itself. Assigning one of the same shape, dtype and device makes it the array."""
-        return self._data
+        """The array itself. Assigning one of the same shape, dtype and device makes it the array.
+
+        In a region of `genesis.autocast` it is a read-only copy in 16 bits.
+        """
+        region = regions.current()
+        if region is None or not self._autocast:
+            return self._data
+        return self._working_copy(region)
 
     @data.setter
     def data(self, data: Any) -> None:
@@ -95,25 +119,47 @@ class Parameter(NDArrayOperatorsMixin):
                 f"got shape {view.shape}, dtype {new.dtype} and device {new.device}: make a new "
                 "Parameter for another array"
             )
-        global _data_edits
-        _data_edits += 1
         self._set_data(data, view)
 
     def _set_data(self, data: Any, view: np.ndarray) -> None:
         self._data = data
         self._view = view
         self._layout = buffers.layout(view)
+        self._working = None
+        self._rearranged()
+
+    def _rearranged(self) -> None:
+        """Other arrays are in use from now on."""
+        global _data_edits
+        _data_edits += 1
+        self._token = object()
         self._version = next(_versions)
+
+    def _working_copy(self, region: regions.Region) -> Any:
+        """The 16-bit copy for a region, made or brought up to date if need be."""
+        dtype = regions.low_type(region, self.device.partition(":")[0])
+        if self._working is None or buffers.view(self._working).dtype != dtype:
+            order = buffers.flat_order(self._view)
+            self._working = buffers.empty(self.shape, self._view, order, dtype)
+            self._entry = 0
+            self._rearranged()
+        if self._entry != region.entry:  # the array may have been edited since the last region
+            copying = kernels.prepare(rules.copy, [[self._view], [buffers.view(self._working)]], 0)
+            copying.set_scalars(1.0, ())
+            copying.run()
+            self._entry = region.entry
+        return buffers.read_only(self._working)
 
     @property
     def grad(self) -> Any:
         """The gradient, or None: an array of the parameter's shape and any accepted float type.
 
-        The array is shared, not copied. A NumPy scalar is taken for a parameter of shape ().
+        The array is shared, not copied. A NumPy scalar is taken for a parameter of shape (). It may
+        also be a `SparseGrad`, which some optimizers take.
 
         Raises:
             TypeError: not None and no array of an accepted type.
-            ValueError: the shape or the device is not the parameter's.
+            ValueError: the shape or the device is not the parameter's, or a `SparseGrad` does not fit.
         """
         return self._grad
 
@@ -127,6 +173,9 @@ class Parameter(NDArrayOperatorsMixin):
             return
         if type(grad) is np.ndarray and grad.dtype in buffers.FLOAT_TYPES:
             view = grad
+        elif isinstance(grad, SparseGrad):
+            self._set_sparse_grad(grad)
+            return
         else:
             if isinstance(grad, np.generic):  # what NumPy's reductions return for shape ()
                 grad = np.asarray(grad)
@@ -149,6 +198,13 @@ class Parameter(NDArrayOperatorsMixin):
         # how it learns, without holding the arrays, that this one's have changed.
         self._version = next(_versions)
 
+    def _set_sparse_grad(self, grad: SparseGrad) -> None:
+        view = grad.view_for(self.shape, self.device, _of(self))
+        self._grad = grad
+        self._grad_view = view
+        self._grad_layout = buffers.layout(view)._replace(order="rows")
+        self._version = next(_versions)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The array's shape."""
@@ -156,8 +212,11 @@ class Parameter(NDArrayOperatorsMixin):
 
     @property
     def dtype(self) -> np.dtype:
-        """The array's data type."""
-        return self._view.dtype
+        """The array's data type, in a region of `genesis.autocast` that of the copy."""
+        region = regions.current()
+        if region is None or not self._autocast:
+            return self._view.dtype
+        return regions.low_type(region, self.device.partition(":")[0])
 
     @property
     def ndim(self) -> int:
@@ -176,7 +235,7 @@ class Parameter(NDArrayOperatorsMixin):
 
     def numpy(self) -> np.ndarray:
         """The values as a host array: on the CPU the array itself, from a device a copy."""
-        return self._data if self.device == "cpu" else buffers.host_copy(self._data)
+        return self.data if self.device == "cpu" else buffers.host_copy(self.data)
 
     def to(self, device: str) -> Parameter:
         """A parameter on another device with the same values and gradient.
@@ -190,7 +249,7 @@ class Parameter(NDArrayOperatorsMixin):
 
         Raises:
             RuntimeError: CUDA cannot be used here; the message says what is missing.
-            ValueError: no such device.
+            ValueError: no such device, or the gradient is a `SparseGrad`.
 
         Example:
             >>> import numpy as np, genesis
@@ -201,25 +260,33 @@ class Parameter(NDArrayOperatorsMixin):
         device = buffers.parse_device(device)
         if device == self.device:
             return self
-        moved = Parameter(buffers.moved(self._data, device), self.requires_grad, self.name)
+        if isinstance(self._grad, SparseGrad):
+            raise ValueError(
+                f"the gradient{_of(self)} is a SparseGrad, which works on the CPU: set it to None "
+                f"before the parameter moves to {device}"
+            )
+        moved = Parameter(
+            buffers.moved(self._data, device),
+            self.requires_grad,
+            self.name,
+            autocast=self._autocast,
+        )
         if self._grad is not None:
             moved.grad = buffers.moved(self._grad, device)
         return moved
 
     def become(self, other: Parameter) -> None:
         """Take over another parameter's array and gradient, on whatever device, and stay oneself."""
-        global _data_edits
-        _data_edits += 1
         self._grad, self._grad_view = other._grad, other._grad_view
         self._grad_layout = other._grad_layout
         self._set_data(other._data, other._view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
-        if copy and array is self._data:
+        if copy and self.device == "cpu":
             return np.array(array, dtype=dtype)
         converted = np.asarray(array, dtype=dtype)
-        if copy is False and converted is not self._data:
+        if copy is False and (converted is not array or self.device != "cpu"):
             raise ValueError(
                 f"an array of dtype {np.dtype(dtype) if dtype else self.dtype} on the host needs a "
                 f"copy of a parameter of dtype {self.dtype} on {self.device}"
@@ -245,11 +312,13 @@ class Parameter(NDArrayOperatorsMixin):
         arrays = [self._data, self._grad]
         if self.device != "cpu":
             arrays = [None if array is None else buffers.host_copy(array) for array in arrays]
-        return *arrays, self.name, self.requires_grad, self.device
+        return *arrays, self.name, self.requires_grad, self._autocast, self.device
 
     def __setstate__(self, state: tuple) -> None:
-        data, grad, name, requires_grad, device = state
-        self.__init__(buffers.put(data, device), requires_grad, name)  # type: ignore[misc]
+        data, grad, name, requires_grad, autocast, device = state
+        self.__init__(  # type: ignore[misc]
+            buffers.put(data, device), requires_grad, name, autocast=autocast
+        )
         self.grad = None if grad is None else buffers.put(grad, device)
 
     def __repr__(self) -> str:

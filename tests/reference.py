@@ -71,7 +71,116 @@ def rmsprop(
     return param - lr * scaled, new
 
 
-REFERENCES = {"SGD": sgd, "Adam": adam, "AdamW": adamw, "RMSprop": rmsprop}
+def adagrad(
+    param, grad, state, step, *, lr=1e-2, lr_decay=0, weight_decay=0, initial_accumulator_value=0,
+    eps=1e-10, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + weight_decay * param
+    total = state.get("sum", initial_accumulator_value) + np.square(grad)
+    rate = lr / (1 + lr_decay * (step - 1))
+    return param - rate * (grad / (np.sqrt(total) + eps)), {"sum": total}
+
+
+def adadelta(
+    param, grad, state, step, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0, maximize=False
+):  # fmt: skip
+    grad = _descent(grad, maximize) + weight_decay * param
+    before = state.get("acc_delta", 0)
+    square = rho * state.get("square_avg", 0) + (1 - rho) * np.square(grad)
+    delta = grad * np.sqrt((before + eps) / (square + eps))
+    after = rho * before + (1 - rho) * np.square(delta)
+    return param - lr * delta, {"square_avg": square, "acc_delta": after}
+
+
+def adamax(
+    param, grad, state, step, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
+    maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + weight_decay * param
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    largest = np.maximum(betas[1] * state.get("exp_inf", 0), np.abs(grad) + eps)
+    corrected = mean / (1 - betas[0] ** step)
+    return param - lr * corrected / largest, {"exp_avg": mean, "exp_inf": largest}
+
+
+def _decayed(param, grad, lr, weight_decay, decoupled):
+    """Parameter and gradient with weight decay in the one or in the other."""
+    decay = weight_decay * param
+    return (param - lr * decay, grad) if decoupled else (param, grad + decay)
+
+
+def nadam(
+    param, grad, state, step, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
+    momentum_decay=4e-3, decoupled_weight_decay=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    now, later = (betas[0] * (1 - 0.96 ** (t * momentum_decay) / 2) for t in (step, step + 1))
+    product = now * state.get("mu_product", 1)
+    ahead = (1 - now) / (1 - product) * grad + later / (1 - later * product) * mean
+    scale = np.sqrt(square / (1 - betas[1] ** step)) + eps
+    new = {"mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
+    return param - lr * ahead / scale, new
+
+
+def radam(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
+    decoupled_weight_decay=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    update = mean / (1 - betas[0] ** step)
+    limit = (1 + betas[1]) / (1 - betas[1])
+    length = limit - 2 * step / (betas[1] ** -step - 1)
+    if length > 5:
+        variance = (limit - 4) * (limit - 2) / limit
+        rectified = np.sqrt((length - 4) * (length - 2) / length / variance)
+        update = update * rectified * np.sqrt(1 - betas[1] ** step) / (np.sqrt(square) + eps)
+    return param - lr * update, {"exp_avg": mean, "exp_avg_sq": square}
+
+
+def asgd(
+    param, grad, state, step, *, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, weight_decay=0,
+    maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + weight_decay * param
+    eta, mu = state.get("eta", lr), state.get("mu", 1)
+    param = param - eta * (lambd * param + grad)
+    mean = (1 - mu) * state.get("ax", 0) + mu * param
+    eta = lr * (1 + lambd * lr * step) ** -alpha
+    mu = 1 if step < t0 + 1 else 1 / (step - t0)
+    return param, {"ax": mean, "eta": eta, "mu": mu}
+
+
+def rprop(
+    param, grad, state, step, *, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50), maximize=False
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    turn = grad * state.get("prev", 0)
+    factor = np.where(turn > 0, etas[1], np.where(turn < 0, etas[0], 1))
+    size = np.clip(factor * state.get("step_size", lr), *step_sizes)
+    grad = np.where(turn < 0, 0, grad)
+    direction = np.nan_to_num(np.sign(grad))  # NaN does not move
+    return param - size * direction, {"prev": grad, "step_size": size}
+
+
+REFERENCES = {
+    "SGD": sgd,
+    "Adam": adam,
+    "AdamW": adamw,
+    "RMSprop": rmsprop,
+    "Adagrad": adagrad,
+    "Adadelta": adadelta,
+    "Adamax": adamax,
+    "NAdam": nadam,
+    "RAdam": radam,
+    "ASGD": asgd,
+    "Rprop": rprop,
+}
 
 
 class Reference:

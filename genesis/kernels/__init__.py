@@ -15,18 +15,29 @@ from typing import Any
 import numpy as np
 
 from .. import buffers
+from ..sparse import RowsView
 from . import reductions
 
 
 class _OverTable:
     """Something that runs kernels over a table of tensors."""
 
-    def __init__(self, columns: Sequence[Sequence[np.ndarray]], stream: Any):
+    def __init__(
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        stream: Any,
+        keys: Sequence[int] | None = None,
+    ):
         device = buffers.layout(columns[0][0]).device
         self._target = import_module(f".{device.partition(':')[0]}", __name__)
-        self._table = import_module(".table", __name__).Table(columns, self._target, stream)
         self._stream = stream
+        self._table = self._laid_out(columns, keys)
         self._reductions: dict[Any, Callable[[], np.ndarray]] = {}
+
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None
+    ) -> Any:
+        return import_module(".table", __name__).Table(columns, self._target, self._stream, keys)
 
     def _with_copies(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run` itself, or if some tensors need flat copies, a function that keeps these in step."""
@@ -60,31 +71,75 @@ class Launch(_OverTable):
     """
 
     def __init__(
-        self, rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int, stream: Any
+        self,
+        rule: Callable,
+        columns: Sequence[Sequence[np.ndarray]],
+        scalars: int,
+        stream: Any,
+        with_copy: bool,
+        keys: Sequence[int] | None,
     ):
-        super().__init__(columns, stream)
-        # The kernel's first scalar is the factor on gradients, the rest are the rule's own.
-        self._scalars = np.empty(1 + scalars, self._table.arithmetic)
-        self._pack = Struct(f"{1 + scalars}{self._scalars.dtype.char}").pack_into
-        self.run = self._with_copies(self._target.bind(rule, self._table, self._scalars, stream))
+        super().__init__(columns, stream, keys)
+        # The kernel's first scalar is the factor on gradients, then comes the number of the update
+        # if it rounds at random, then the rule's own.
+        self._at_random = keys is not None
+        count = 1 + self._at_random + scalars
+        self._scalars = np.empty(count, self._table.arithmetic)
+        self._pack = Struct(f"{count}{self._scalars.dtype.char}").pack_into
+        self._rule, self._with_copy = rule, with_copy
+        self._bind()
+
+    def _bind(self) -> None:
+        update = self._target.bind(
+            self._rule,
+            self._table,
+            self._scalars,
+            self._stream,
+            with_copy=self._with_copy,
+            at_random=self._at_random,
+        )
+        self.run = self._with_copies(update)
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
         """Take other gradients, of the same layouts, for the same tensors."""
         self._table.refresh(0, gradients)
 
-    def set_scalars(self, scale: float, hyper: Sequence[float]) -> None:
+    def set_scalars(self, scale: float, hyper: Sequence[float], moment: int = 0) -> None:
         """Set the factor on gradients and the rule's scalars, rounded once to its arithmetic.
+
+        `moment` is the number of the update, of which only random rounding makes use.
 
         Raises TypeError for what is no number, OverflowError for what float32 cannot hold.
         """
         try:
-            self._pack(self._scalars.data, 0, scale, *hyper)
+            if self._at_random:
+                self._pack(self._scalars.data, 0, scale, moment, *hyper)
+            else:
+                self._pack(self._scalars.data, 0, scale, *hyper)
         except struct_error:
             raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
 
     def multiply_gradients(self, factor: float) -> None:
         """Let the next `run` multiply gradients by one more factor."""
         self._scalars[0] *= factor
+
+
+class RowLaunch(Launch):
+    """The launch for one tensor with a sparse gradient: it is laid out anew for other rows."""
+
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None
+    ) -> Any:
+        self._columns, self._keys = columns, keys
+        (gradient,), *tensors = columns
+        key = None if keys is None else keys[0]
+        table = import_module(".table", __name__)
+        return table.rows_of(gradient, [tensor for (tensor,) in tensors], self._target, key)
+
+    def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)
+        self._reductions = {}
+        self._bind()
 
 
 class Batch(_OverTable):
@@ -105,31 +160,54 @@ class Batch(_OverTable):
         self._with_copies(run)()
 
 
-def clip(launches: Sequence[Launch], max_norm: float) -> float:
-    """Let the next `run` of all launches clip the norm that their gradients have together.
+def clip(
+    launches: Sequence[Launch], max_norm: float | None, inverse_scale: float = 1.0
+) -> float:
+    """Let the next `run` of all launches unscale gradients and clip their common norm.
 
     No gradient is written: the factor goes into the update.
 
+    Args:
+        launches: the launches whose gradients belong together.
+        max_norm: the norm that unscaled gradients may have at most; None, any.
+        inverse_scale: what gradients are to be multiplied by before anything else.
+
     Returns:
-        The norm before clipping.
+        The norm of the unscaled gradients before clipping; inf or NaN if any of them is.
     """
     reduced = [launch.reduce(2.0) for launch in launches]
     total = reductions.norm(2.0, [r for r, _ in reduced], [owners for _, owners in reduced])
+    total *= inverse_scale
+    factor = inverse_scale
+    if max_norm is not None:
+        factor *= reductions.clip_factor(max_norm, total)
     for launch in launches:
-        launch.multiply_gradients(reductions.clip_factor(max_norm, total))
+        launch.multiply_gradients(factor)
     return total
 
 
 def prepare(
-    rule: Callable, columns: Sequence[Sequence[np.ndarray]], scalars: int, stream: Any = None
+    rule: Callable,
+    columns: Sequence[Sequence[np.ndarray]],
+    scalars: int,
+    stream: Any = None,
+    *,
+    with_copy: bool = False,
+    keys: Sequence[int] | None = None,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
     Args:
         rule: a function `(param, grad, state, hyper) -> (param, state)`, see `rules`.
         columns: the tensors: gradients, parameters, then each of the rule's state buffers, as views
-            (see `buffers.view`) that share device and data type in each column.
+            (see `buffers.view`) that share device and data type in each column. A gradient that is
+            the view of a `SparseGrad` is alone in its column.
         scalars: how many numbers the rule takes apart from `hyper`.
         stream: on a GPU the stream to work on. Default: None, the default stream.
+        with_copy: the last column is no state, but is to hold the new parameters in another storage
+            type. Default: False.
+        keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
+            rounded. Default: None, it is rounded to the nearest.
     """
-    return Launch(rule, columns, scalars, stream)
+    launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
+    return launch(rule, columns, scalars, stream, with_copy, keys)

@@ -13,7 +13,7 @@ from numba.core import event, types
 from numba.extending import intrinsic
 
 from . import storage, threads
-from .specialise import announce, described, keeps_code, specialised
+from .specialise import announce, described, keeps_code, specialised, with_copy
 
 if TYPE_CHECKING:
     from .table import Table
@@ -85,6 +85,17 @@ def update(tensors, start, stop, hyper):
     return hyper[0]
 
 
+def update_at_random(tensors, start, stop, hyper):
+    """As `update`, but bfloat16 is rounded at random; the tensors' last number is their key."""
+    key = tensors[len(tensors) - 1]
+    moment = int(hyper[1])
+    for i in range(start, stop):
+        values = read(tensors[:-1], i)
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[2:])
+        write(tensors[1:-1], i, (param,) + state, key, moment)
+    return hyper[0]
+
+
 def transform(tensors, start, stop, hyper):
     """Replace each element of a chunk by what a function of it and the scalars gives."""
     for i in range(start, stop):
@@ -118,10 +129,29 @@ def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def bind(
-    rule: Callable, table: Table, scalars: np.ndarray, stream: None = None
+    rule: Callable,
+    table: Table,
+    scalars: np.ndarray,
+    stream: None = None,
+    *,
+    with_copy: bool = False,
+    at_random: bool = False,
 ) -> Callable[[], object]:
-    """A function of no arguments that applies `rule` to a table, with the scalars then in force."""
-    kernel = _compiled(update, rule, table.storages, scalars.dtype.name, len(scalars))
+    """A function of no arguments that applies `rule` to a table, with the scalars then in force.
+
+    Args:
+        rule: the rule.
+        table: the table; with `at_random` it has keys.
+        scalars: the factor on gradients, with `at_random` the number of the update, and the rule's
+            scalars.
+        stream: None, since there are no streams here.
+        with_copy: the table's last column is to hold a copy of the parameter.
+        at_random: round what is stored as bfloat16 at random.
+    """
+    if with_copy:
+        rule = _with_copy(rule)
+    process = update_at_random if at_random else update
+    kernel = _compiled(process, rule, table.storages, scalars.dtype.name, len(scalars))
     return _call(kernel, table, scalars, np.empty(0), table.bytes_moved)
 
 
@@ -176,7 +206,17 @@ _int64_matrix = types.Array(types.int64, 2, "C")
 
 # What a kernel does with a chunk, and whether a float may be reordered while it is done: only a sum
 # gains from that, and its order is fixed all the same once it is compiled.
-_FASTMATH = {update: False, transform: False, reduce: {"reassoc", "contract"}}
+_FASTMATH = {
+    update: False,
+    update_at_random: False,
+    transform: False,
+    reduce: {"reassoc", "contract"},
+}
+
+
+@lru_cache(maxsize=None)
+def _with_copy(rule: Callable) -> Callable:
+    return with_copy(rule, numba.njit(error_model="numpy"))
 
 
 @lru_cache(maxsize=None)
@@ -185,16 +225,20 @@ def _compiled(
 ) -> Callable:
     number = getattr(types, arithmetic)
     options = {"error_model": "numpy", "fastmath": _FASTMATH[process]}
-    written = storages[1:] if process is update else storages
+    columns = len(storages) + (process is update_at_random)
+    if process is update_at_random:
+        write = storage.random_writer(storages[1:], number)
+    else:
+        write = storage.writer(storages[1:] if process is update else storages, number)
     names = {
         "rule": numba.njit(**options)(rule),
         "read": storage.reader(storages, number),
-        "write": storage.writer(written, number),
+        "write": write,
     }
     name = described(rule, storages)
     names = {
         "process": numba.njit(**options)(specialised(process, f"{process.__name__}_{name}", names)),
-        "row_of": storage.addresses(len(storages)),
+        "row_of": storage.addresses(columns),
         "scalars_of": storage.scalars(scalars),
     }
     vector = types.Array(number, 1, "C")

@@ -13,6 +13,19 @@ gradient by one `scale` before the rule sees it (-1 to maximize).
 import math
 
 
+def copy(param, grad, state, hyper):
+    return grad, state
+
+
+def accumulate(param, grad, state, hyper):
+    return param + grad, state
+
+
+def average(param, grad, state, hyper):
+    (weight,) = hyper
+    return param + weight * (grad - param), state
+
+
 def sgd(param, grad, state, hyper):
     lr, weight_decay = hyper
     grad = grad + weight_decay * param
@@ -33,6 +46,37 @@ def sgd_nesterov(param, grad, state, hyper):
     grad = grad + weight_decay * param
     buf = buf * momentum + undamped * grad
     return param - lr * (grad + momentum * buf), (buf,)
+
+
+def asgd(param, grad, state, hyper):
+    (ax,) = state
+    eta, weight_decay, kept, mu, averaging = hyper
+    grad = grad + weight_decay * param
+    param = param * kept - eta * grad
+    ax = ax + mu * (param - ax) if averaging else param
+    return param, (ax,)
+
+
+def rprop(param, grad, state, hyper):
+    prev, step_size = state
+    shrink, grow, smallest, largest, one, zero = hyper
+    agreement = grad * prev
+    factor = grow if agreement > zero else shrink if agreement < zero else one
+    step_size = step_size * factor
+    step_size = smallest if step_size < smallest else step_size
+    step_size = largest if step_size > largest else step_size
+    grad = zero if agreement < zero else grad  # after a sign change, one update of rest
+    move = step_size if grad > zero else -step_size if grad < zero else zero
+    return param - move, (grad, step_size)
+
+
+def adagrad(param, grad, state, hyper):
+    (total,) = state
+    lr, weight_decay, eps = hyper
+    grad = grad + weight_decay * param
+    total = total + grad * grad
+    denom = math.sqrt(total) + eps
+    return param - lr * grad / denom, (total,)
 
 
 def rmsprop(param, grad, state, hyper):
@@ -73,6 +117,28 @@ def rmsprop_centered_momentum(param, grad, state, hyper):
     denom = math.sqrt(square_avg - grad_avg * grad_avg) + eps
     buf = buf * momentum + grad / denom
     return param - lr * buf, (square_avg, buf, grad_avg)
+
+
+def adadelta(param, grad, state, hyper):
+    square_avg, acc_delta = state
+    lr, weight_decay, rho, beta, eps = hyper
+    grad = grad + weight_decay * param
+    square_avg = square_avg * rho + beta * grad * grad
+    delta = math.sqrt(acc_delta + eps) / math.sqrt(square_avg + eps) * grad
+    acc_delta = acc_delta * rho + beta * delta * delta
+    return param - lr * delta, (square_avg, acc_delta)
+
+
+def adamax(param, grad, state, hyper):
+    exp_avg, exp_inf = state
+    step_size, weight_decay, beta1c, beta2, eps = hyper
+    grad = grad + weight_decay * param
+    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    exp_inf = exp_inf * beta2
+    size = math.fabs(grad) + eps
+    if size > exp_inf or size != size:  # so written, NaN passes through from either side
+        exp_inf = size
+    return param - step_size * exp_avg / exp_inf, (exp_avg, exp_inf)
 
 
 def adam(param, grad, state, hyper):
@@ -117,3 +183,45 @@ def adamw_amsgrad(param, grad, state, hyper):
         max_exp_avg_sq = exp_avg_sq
     denom = math.sqrt(max_exp_avg_sq) / root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq, max_exp_avg_sq)
+
+
+def nadam(param, grad, state, hyper):
+    exp_avg, exp_avg_sq = state
+    grad_size, avg_size, weight_decay, beta1c, beta2, beta2c, correction2, eps = hyper
+    grad = grad + weight_decay * param
+    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
+    denom = math.sqrt(exp_avg_sq / correction2) + eps
+    param = param - grad_size * grad / denom
+    return param - avg_size * exp_avg / denom, (exp_avg, exp_avg_sq)
+
+
+def nadam_decoupled(param, grad, state, hyper):
+    exp_avg, exp_avg_sq = state
+    grad_size, avg_size, kept, beta1c, beta2, beta2c, correction2, eps = hyper
+    param = param * kept
+    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
+    denom = math.sqrt(exp_avg_sq / correction2) + eps
+    param = param - grad_size * grad / denom
+    return param - avg_size * exp_avg / denom, (exp_avg, exp_avg_sq)
+
+
+def radam(param, grad, state, hyper):
+    exp_avg, exp_avg_sq = state
+    step_size, weight_decay, beta1c, beta2, beta2c, fixed, eps = hyper
+    grad = grad + weight_decay * param
+    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
+    denom = fixed if fixed else math.sqrt(exp_avg_sq) + eps
+    return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
+
+
+def radam_decoupled(param, grad, state, hyper):
+    exp_avg, exp_avg_sq = state
+    step_size, kept, beta1c, beta2, beta2c, fixed, eps = hyper
+    param = param * kept
+    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
+    denom = fixed if fixed else math.sqrt(exp_avg_sq) + eps
+    return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)

@@ -115,6 +115,31 @@ def writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
     return write
 
 
+@lru_cache(maxsize=None)
+def random_writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
+    """As `writer`, but what goes to bfloat16 is rounded up or down at random.
+
+    The function takes two more numbers, a key and a moment, from which with `i` and the column the
+    random bits follow: the same ones whoever computes them, and whenever.
+    """
+
+    @intrinsic
+    def write(typing_context, tensors, i, values, key, moment):
+        def generate(context, builder, signature, arguments):
+            tensors, i, values, key, moment = arguments
+            for column, dtype in enumerate(dtypes):
+                address = builder.extract_value(tensors, column)
+                bits = _random_bits(builder, _salt(builder, key, moment, column), i)
+                value = builder.extract_value(values, column)
+                stored = _narrowed(builder, value, dtype, number, bits)
+                builder.store(stored, _pointer(builder, address, i, dtype, space))
+            return context.get_dummy_value()
+
+        return types.void(tensors, i, values, types.int64, types.int64), generate
+
+    return write
+
+
 GLOBAL = 1
 """LLVM's number for a GPU's global memory; only there do loads become `ld.global`."""
 
@@ -258,7 +283,7 @@ def _widened(builder, stored, dtype, number):
     return stored if number is types.float32 else builder.fpext(stored, ir.DoubleType())
 
 
-def _narrowed(builder, value, dtype, number):
+def _narrowed(builder, value, dtype, number, random_bits=None):
     if dtype == "float64":
         return value if number is types.float64 else builder.fpext(value, ir.DoubleType())
     if number is types.float64:
@@ -266,7 +291,7 @@ def _narrowed(builder, value, dtype, number):
     if dtype == "float16":
         return _to_float16(builder, value)
     if dtype == "bfloat16":
-        return _to_bfloat16(builder, value)
+        return _to_bfloat16(builder, value, random_bits)
     return value
 
 
@@ -320,12 +345,38 @@ def _to_float16(builder, value):
     return builder.trunc(builder.or_(builder.select(too_large, large, small), sign), _I16)
 
 
-def _to_bfloat16(builder, value):
+def _to_bfloat16(builder, value, random_bits=None):
     bits = _bits(builder, value)
     upper = builder.lshr(bits, _I32(16))
-    odd = builder.and_(upper, _I32(1))
-    rounded = builder.lshr(builder.add(builder.add(bits, _I32(0x7FFF)), odd), _I32(16))
+    if random_bits is None:  # to the nearest, and of two that are equally near to the even one
+        added = builder.add(_I32(0x7FFF), builder.and_(upper, _I32(1)))
+    else:  # up as often as the 16 bits that go are large
+        added = builder.and_(random_bits, _I32(0xFFFF))
+    rounded = builder.lshr(builder.add(bits, added), _I32(16))
     quiet = builder.or_(upper, _I32(0x0040))
     magnitude = builder.and_(bits, _I32(0x7FFFFFFF))
     is_nan = builder.icmp_unsigned(">", magnitude, _I32(0x7F800000))
     return builder.trunc(builder.select(is_nan, quiet, rounded), _I16)
+
+
+# Random bits from a counter: two well-known mixing functions, SplitMix64's for what is the same for
+# a whole tensor, MurmurHash3's for each element.
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _salt(builder, key, moment, column):
+    mixed = builder.add(builder.mul(key, _I64(_GOLDEN)), _I64(column))
+    mixed = builder.add(builder.mul(mixed, _I64(_GOLDEN)), moment)
+    mixed = builder.mul(mixed, _I64(_GOLDEN))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = builder.mul(builder.xor(mixed, builder.lshr(mixed, _I64(shift))), _I64(factor))
+    return builder.xor(mixed, builder.lshr(mixed, _I64(31)))
+
+
+def _random_bits(builder, salt, i):
+    low, high = builder.trunc(salt, _I32), builder.trunc(builder.lshr(salt, _I64(32)), _I32)
+    bits = builder.xor(builder.trunc(i, _I32), low)
+    bits = builder.add(bits, builder.xor(builder.trunc(builder.lshr(i, _I64(32)), _I32), high))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = builder.mul(builder.xor(bits, builder.lshr(bits, _I32(shift))), _I32(factor))
+    return builder.xor(bits, builder.lshr(bits, _I32(16)))

@@ -8,6 +8,7 @@ cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .. import buffers
-from . import storage
+from ..sparse import RowsView, sorted_rows
+from . import rules, storage
 
 
 class Table:
@@ -30,6 +32,7 @@ class Table:
             arrays of one row have one shape. Gradients are only read if there are other columns.
         target: the module that compiles and launches for the device where the arrays lie.
         stream: the stream on which the target works; None on the CPU.
+        keys: a number for each row, which a kernel finds behind its addresses. Default: None, none.
 
     Attributes:
         device: where the arrays lie.
@@ -38,11 +41,15 @@ class Table:
         addresses, chunks: see above.
         bytes_of_column, bytes_moved: the size of each column, and what an update reads and writes.
         streams: the streams on which producers of the arrays say that they work.
-        on_change: called, if set, with the rows whose addresses are about to change.
+        on_change: called, if set, with the rows whose addresses have changed.
     """
 
     def __init__(
-        self, columns: Sequence[Sequence[np.ndarray]], target: ModuleType, stream: Any = None
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        target: ModuleType,
+        stream: Any = None,
+        keys: Sequence[int] | None = None,
     ):
         self._target = target
         self._stream = stream
@@ -53,7 +60,9 @@ class Table:
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
-        self.addresses = np.empty((len(parameters), len(columns)), np.int64)
+        self.addresses = np.empty((len(parameters), len(columns) + (keys is not None)), np.int64)
+        if keys is not None:
+            self.addresses[:, -1] = keys
         self.chunks = cut([p.size for p in parameters], target.CHUNK)
         self.elements = sum(p.size for p in parameters)
         self.arithmetic = storage.arithmetic(self.storages[self._first_written]).name
@@ -87,9 +96,10 @@ class Table:
         if self.device != "cpu":
             self._streams[column] = {s for array in arrays if (s := array.stream) is not None}
         addresses = self._target.addresses(flat)
-        if self.on_change is not None:
-            self.on_change(np.flatnonzero(self.addresses[:, column] != addresses))
+        changed = np.flatnonzero(self.addresses[:, column] != addresses)
         self.addresses[:, column] = addresses
+        if self.on_change is not None:
+            self.on_change(changed)
 
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
@@ -103,7 +113,107 @@ class Table:
                 self._target.copy(array, copy, self._stream)
 
 
-def cut(sizes: Sequence[int], chunk: int) -> np.ndarray:
+class RowTable:
+    """Rows of a few tensors as a table: each row of `addresses` is one row of every tensor.
+
+    Addresses are computed, not looked up, so that rows cost no Python objects. A tensor whose rows
+    do not lie flat in C order is represented by a copy of just these rows.
+
+    Args:
+        columns: for each column its tensor's view and which rows of it, int64; as many in each column,
+            all of one shape. As in `Table`, the first column is only read.
+        target: the module that compiles and launches for the CPU.
+        key: with it each row gets a number of its own behind its addresses. Default: None, none.
+        before: called before each launch, to make what the first column holds. Default: None.
+
+    Attributes:
+        see `Table`.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        columns: Sequence[tuple[np.ndarray, np.ndarray]],
+        target: ModuleType,
+        key: int | None = None,
+        before: Callable[[], None] | None = None,
+    ):
+        parameter, rows = columns[1]
+        size = math.prod(parameter.shape[1:])
+        self.storages = tuple(buffers.layout(array).dtype for array, _ in columns)
+        self.arithmetic = storage.arithmetic(self.storages[1]).name
+        self.addresses = np.empty((len(rows), len(columns) + (key is not None)), np.int64)
+        if key is not None:
+            self.addresses[:, -1] = key + ((rows + 1) << 32)
+        self.chunks = cut(np.full(len(rows), size), target.CHUNK)
+        self.elements = len(rows) * size
+        self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
+        self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
+        self._before = before
+        self._copies: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
+        for column, (array, chosen) in enumerate(columns):
+            if not (array[:1].flags.c_contiguous and array.flags.aligned):
+                copy = np.empty((len(chosen), *array.shape[1:]), array.dtype)
+                self._copies.append((array, chosen, copy, column > 0))
+                array, chosen = copy, np.arange(len(chosen))
+            (first,) = target.addresses([array])
+            self.addresses[:, column] = first + chosen * array.strides[0]
+        # Addresses alone keep no memory alive.
+        self._columns = columns
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether `gather` and `scatter` have anything to do."""
+        return bool(self._copies) or self._before is not None
+
+    def gather(self) -> None:
+        """Before a launch: make the gradients, and bring the copies of rows up to date."""
+        if self._before is not None:
+            self._before()
+        for array, rows, copy, _ in self._copies:
+            copy[...] = array[rows]
+
+    def scatter(self) -> None:
+        """After a launch: write the copies of updated rows back to where they came from."""
+        for array, rows, copy, written in self._copies:
+            if written:
+                array[rows] = copy
+
+
+def rows_of(
+    gradient: RowsView, tensors: Sequence[np.ndarray], target: ModuleType, key: int | None = None
+) -> RowTable:
+    """The table of the rows that a sparse gradient has.
+
+    Args:
+        gradient: the view of its values.
+        tensors: the views of the parameter and each of its state buffers.
+        target, key: see `RowTable`.
+    """
+    order, first = sorted_rows(gradient.indices)
+    rows = gradient.indices[order[first]]
+    values = gradient.view(np.ndarray)
+    if len(rows) == len(order):
+        return RowTable([(values, order), *((tensor, rows) for tensor in tensors)], target, key)
+    # Repeated rows are summed first, in the type of arithmetic and in the order in which they came.
+    number = storage.arithmetic(buffers.layout(values).dtype).name
+    sums = np.empty((len(rows), *values.shape[1:]), number)
+    places = np.repeat(np.arange(len(rows)), np.diff(first, append=len(order)))
+    summing = RowTable([(values, order), (sums, places)], target)
+    summing.bytes_moved = 0  # several rows go to one place: this is for one thread
+    add = target.bind(rules.accumulate, summing, np.ones(1, number))
+
+    def sum_up() -> None:
+        sums.fill(0)
+        summing.gather()
+        add()
+
+    columns = [(sums, np.arange(len(rows))), *((tensor, rows) for tensor in tensors)]
+    return RowTable(columns, target, key, sum_up)
+
+
+def cut(sizes: Sequence[int] | np.ndarray, chunk: int) -> np.ndarray:
     """Cut tensors of the given sizes into chunks: an int64 array of (tensor, start, stop) rows."""
     size = np.asarray(sizes, np.int64)
     counts = -(-size // chunk)

@@ -1,19 +1,39 @@
 """Optimizers: one small class a family, with the names and defaults of `torch.optim`."""
 
-from . import lr_scheduler
+from . import lr_scheduler, swa_utils
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam, AdamW
+from .adamax import Adamax
+from .asgd import ASGD
 from .clip_grad import clip_grad_norm, clip_grad_value
+from .hooks import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from .nadam import NAdam
 from .optimizer import Optimizer
+from .param_groups import param_groups_weight_decay
+from .radam import RAdam
 from .rmsprop import RMSprop
+from .rprop import Rprop
 from .sgd import SGD
 
 __all__ = [
+    "ASGD",
     "SGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "NAdam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
+    "Rprop",
     "clip_grad_norm",
     "clip_grad_value",
     "lr_scheduler",
+    "param_groups_weight_decay",
+    "register_optimizer_step_post_hook",
+    "register_optimizer_step_pre_hook",
+    "swa_utils",
 ]

@@ -40,13 +40,18 @@ def common(group: dict[str, Any]) -> None:
         number(group, "eps", "epsilon value")
 
 
+def pair(group: dict[str, Any], name: str, title: str, *, below: float = math.inf) -> None:
+    """Raise unless `group[name]` is a pair of numbers of at least 0 and less than `below`."""
+    value = group[name]
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}, expected a pair of numbers")
+    for i in range(2):
+        number(value, i, f"{title} at index {i}", below=below)
+
+
 def betas(group: dict[str, Any]) -> None:
     """Raise unless `group["betas"]` is a pair of numbers in [0, 1)."""
-    pair = group["betas"]
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(f"Invalid betas: {pair!r}, expected a pair of numbers in [0, 1)")
-    for i in range(2):
-        number(pair, i, f"beta parameter at index {i}", below=1)
+    pair(group, "betas", "beta parameter", below=1)
 
 
 def flags(group: dict[str, Any], *names: str) -> None:

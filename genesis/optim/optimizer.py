@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
 from ..nn.utils.clip_grad import check_max_norm
 from ..parameter import Parameter
-from . import checks, hooks
+from ..sparse import SparseGrad
+from . import checks, hooks, precision
 from .plan import Plan, Rule
 from .state import State
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Optimizer:
@@ -28,6 +33,7 @@ class Optimizer:
         params: the parameters to optimize: an iterable of `Parameter`s, of `(name, Parameter)` pairs,
             or of dicts, each a group: `{"params": [...], "lr": 0.1, ...}`.
         defaults: hyper-parameters of groups that do not set their own.
+        options: `master_weights`, `state_dtype` and `stochastic_rounding`, see `precision.Options`.
 
     Attributes:
         param_groups: a list of dicts, one a group: "params" and every hyper-parameter. Any number in
@@ -35,6 +41,7 @@ class Optimizer:
         state: a dict from each parameter to a dict of its state buffers and the int "step".
         defaults: as given.
         grad_norm: the norm of all gradients at the last `step(max_norm=...)`, before clipping.
+        step_skipped: whether the last step that a loss scaler took found inf or NaN and did nothing.
 
     Raises:
         TypeError: `params` is a single parameter or array, a set, or holds something else than
@@ -48,22 +55,39 @@ class Optimizer:
     _numbers: tuple[str, ...] = ("step",)
     """The numbers that state shows. Without "step" among them, `_scalars` sees step 1, then 2."""
 
-    def __init__(self, params: Iterable, defaults: dict[str, Any]):
-        self.defaults = defaults
+    def __init__(
+        self, params: Iterable, defaults: dict[str, Any], **options: Unpack[precision.Options]
+    ):
+        precision.check_names(self, options)
+        self.defaults = {**defaults, **options}
         self.state = State()
         self.param_groups: list[dict[str, Any]] = []
         self.grad_norm: float | None = None
+        self.step_skipped = False
         self._step_count = 0
         self._stream: Any = None
         self._plans: list[Plan] = []
         self._hooks: hooks.Hooks | None = None
-        self._check(defaults)
+        self._check_all(self.defaults)
         for group in checks.groups(params):
             self.add_param_group(group)
+
+    def _check_all(self, group: dict[str, Any]) -> None:
+        self._check(group)
+        precision.check(group)
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError if the hyper-parameters in `group` are impossible."""
         raise NotImplementedError(f"{type(self).__name__} must define _check")
+
+    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
+        """Raise TypeError if a group's rule does not suit the kind of gradient a parameter has."""
+        if isinstance(parameter.grad, SparseGrad):
+            raise TypeError(
+                f"{type(self).__name__} does not support sparse gradients with the settings of this "
+                "group: use SparseAdam, or assign the dense gradient, "
+                "grad.to_dense(len(parameter))"
+            )
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         """The rule that a group asks for and the names of its state buffers, in the rule's order."""
@@ -116,25 +140,67 @@ class Optimizer:
             return self._step(closure, max_norm)
         return self._hooked_step(closure, max_norm)
 
-    def _step(self, closure: Callable[[], Any] | None, max_norm: float | None) -> Any:
-        """The step without hooks."""
+    def scaled_step(self, inverse_scale: float, *, max_norm: float | None = None) -> Any:
+        """Update with gradients multiplied by `inverse_scale`, unless one of them is inf or NaN.
+
+        This is what a loss scaler calls (`genesis.amp.GradScaler.step`). One pass reads the
+        gradients, for the check and the norm; the update multiplies them; they are not written.
+
+        Args:
+            inverse_scale: 1 / the scale of the loss.
+            max_norm: the norm that unscaled gradients may have at most. Default: None, any.
+
+        Returns:
+            The optimizer itself; None if the step was left out. `step_skipped` then says so, and
+            nothing has changed: no parameter, no state, no step count.
+        """
+        if self._hooks is None and not hooks.every_step_pre and not hooks.every_step_post:
+            self._step(None, max_norm, inverse_scale)
+        else:
+            self._hooked_step(None, max_norm, inverse_scale)
+        return None if self.step_skipped else self
+
+    def _step(
+        self,
+        closure: Callable[[], Any] | None,
+        max_norm: float | None,
+        inverse_scale: float | None = None,
+    ) -> Any:
+        """The step without hooks.
+
+        With `inverse_scale` the gradients are multiplied by it first, and if any of them is inf or
+        NaN nothing at all is done, which `step_skipped` then says.
+        """
+        self.step_skipped = False
         if max_norm is not None:
             max_norm = check_max_norm(max_norm)
         loss = None if closure is None else closure()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
+        if max_norm is not None or inverse_scale is not None:
+            launches = [bucket.launch for plan in plans for bucket in plan.buckets]
+            scale = 1.0 if inverse_scale is None else inverse_scale
+            self.grad_norm = kernels.clip(launches, max_norm, scale)
+            self.step_skipped = inverse_scale is not None and not math.isfinite(self.grad_norm)
+            if self.step_skipped:
+                return self if closure is None else loss
         if plans != self._plans:
             self._adopt(plans)
-        if max_norm is not None:
-            launches = [bucket.launch for plan in plans for bucket in plan.buckets]
-            self.grad_norm = kernels.clip(launches, max_norm)
         for plan in plans:
             plan.run()
         self._step_count += 1
         return self if closure is None else loss
 
-    def _hooked_step(self, closure: Callable[[], Any] | None, max_norm: float | None) -> Any:
-        """The step with hooks, which see the arguments as they were given."""
+    def _hooked_step(
+        self,
+        closure: Callable[[], Any] | None,
+        max_norm: float | None,
+        inverse_scale: float | None = None,
+    ) -> Any:
+        """The step with hooks, which see the arguments as they were given.
+
+        After a step that was left out no hook is called.
+        """
         args: tuple = (self,) if closure is None else (self, closure)
         kwargs = {} if max_norm is None else {"max_norm": max_norm}
         own = self._hooks or hooks.Hooks()
@@ -148,7 +214,9 @@ class Optimizer:
                     f"{changed!r}"
                 )
             args, kwargs = changed
-        result = self._step(*_step_arguments(*args[1:], **kwargs))
+        result = self._step(*_step_arguments(*args[1:], **kwargs), inverse_scale)
+        if self.step_skipped:
+            return result
         for hook in [*own.step_post.values(), *hooks.every_step_post.values()]:
             hook(self, args, kwargs)
         return result
@@ -157,14 +225,27 @@ class Optimizer:
         """The plan of group `i`, the kept one if it still fits, with the next step's scalars set."""
         parameters, rule = group["params"], self._rule(group)
         plan = self._plans[i] if i < len(self._plans) else None
-        if plan is None or not plan.still_fits(parameters, rule, self.state):
+        if plan is not None and plan.still_fits(parameters, rule, self.state):
+            for parameter in plan.sparse:
+                self._check_gradient(group, parameter)
+        else:
+            for parameter in parameters:
+                if parameter._grad_view is not None:
+                    self._check_gradient(group, parameter)
             initial = self._initial(group)
             scalars = len(self._scalars_between(group, initial, self._next(group, initial)))
-            plan = Plan(parameters, rule, self.state, initial, self._numbers, scalars, self._stream)
+            types = precision.of(group)
+            # Random bits follow from the number of the update, so that one must be kept.
+            kept = self._numbers or (("step",) if types.stochastic_rounding else ())
+            first = sum(len(other["params"]) for other in self.param_groups[:i])
+            plan = Plan(
+                parameters, rule, self.state, initial, kept, scalars, self._stream, types, first
+            )
         scale = -1.0 if group["maximize"] else 1.0
         for bucket in plan.buckets:
             bucket.numbers_after = after = self._next(group, bucket.numbers)
-            bucket.launch.set_scalars(scale, self._scalars_between(group, bucket.numbers, after))
+            hyper = self._scalars_between(group, bucket.numbers, after)
+            bucket.launch.set_scalars(scale, hyper, after["step"])
         return plan
 
     def _adopt(self, plans: list[Plan]) -> None:
@@ -243,6 +324,8 @@ class Optimizer:
         for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
             if set_to_none:
                 parameter.grad = None
+            elif isinstance(parameter.grad, SparseGrad):
+                parameter.grad = parameter.grad.emptied()
             elif parameter.grad is not None:
                 parameter.grad = buffers.zeroed(parameter.grad)
 
@@ -276,7 +359,7 @@ class Optimizer:
                     "all optimizer param groups should be with/without names. cannot add param "
                     f"group {'without' if names is None else 'with'} names to the optimizer"
                 )
-        self._check(group)
+        self._check_all(group)
         known = self._parameters()
         if not set(known).isdisjoint(parameters):
             raise ValueError("some parameters appear in more than one parameter group")
@@ -367,7 +450,10 @@ class Optimizer:
         groups = []
         owner: dict[Any, Parameter] = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
-            missing = {"params", *self.defaults} - saved.keys()
+            optional = {
+                name: group[name] for name in precision.Options.__annotations__ if name in group
+            }
+            missing = {"params", *self.defaults} - optional.keys() - saved.keys()
             if missing:
                 raise ValueError(
                     f"group {i} of the loaded state dict has no {sorted(missing)}: was it saved by "
@@ -380,10 +466,10 @@ class Optimizer:
                     f"of {len(group['params'])}"
                 )
             owner.update(zip(saved["params"], group["params"]))
-            loaded = {**saved, "params": group["params"]}
+            loaded = {**optional, **saved, "params": group["params"]}
             if "param_names" in group:
                 loaded.setdefault("param_names", group["param_names"])
-            self._check(loaded)
+            self._check_all(loaded)
             groups.append(loaded)
         return groups, owner
 
@@ -393,7 +479,10 @@ class Optimizer:
         if not entries:
             return {}
         missing = {*self._numbers, *self._always} - entries.keys()
-        unknown = entries.keys() - {*self._numbers, *self._always, *self._sometimes}
+        unknown = entries.keys() - {
+            *(*self._numbers, *self._always, *self._sometimes),
+            *("step", "master"),  # with stochastic rounding and with master weights
+        }
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
             raise ValueError(
@@ -403,7 +492,7 @@ class Optimizer:
         loaded: dict[str, Any] = {}
         for name, value in entries.items():
             what = f"loaded state {name!r} of parameter {number}"
-            if name in self._numbers:
+            if name in self._numbers or name == "step":
                 loaded[name] = float(value)
                 if name == "step":
                     if not (loaded[name] >= 0 and loaded[name].is_integer()):

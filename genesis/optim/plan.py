@@ -11,8 +11,12 @@ from collections.abc import Callable
 from operator import is_
 from typing import Any
 
+import numpy as np
+
 from .. import buffers, kernels
 from ..parameter import Parameter, data_edits
+from ..sparse import RowsView
+from .precision import Precision
 from .state import State
 
 Rule = tuple[Callable, tuple[str, ...]]
@@ -55,6 +59,8 @@ class Plan:
             buffers and 1 for others, and the state does not show it.
         scalars: how many scalars the rule takes.
         stream: on a GPU the stream to work on, or None.
+        types: in which data types to keep state.
+        first: the number of the first parameter among all of the optimizer's.
     """
 
     def __init__(
@@ -66,30 +72,50 @@ class Plan:
         kept: tuple[str, ...],
         scalars: int,
         stream: Any,
+        types: Precision,
+        first: int,
     ):
         self.buckets: list[Bucket] = []
         self.created: list[tuple[Parameter, dict]] = []
         self._kept = kept
         self._rule = rule
+        self._types = types
         self._state_edits = state.edits
         self._data_edits = data_edits()
-        self._data = [p._data for p in parameters]
+        self._tokens = [p._token for p in parameters]
         self._layouts = [p._grad_layout for p in parameters]
         self._versions = [p._version for p in parameters]
+        self.sparse = [p for p in parameters if isinstance(p._grad_view, RowsView)]
         function, names = rule
         members: dict[tuple, list[tuple]] = {}
-        for parameter in parameters:
+        for number, parameter in enumerate(parameters, start=first):
             if parameter._grad_view is None:
                 continue
             entries, numbers = self._entries(parameter, state, initial)
             views = [parameter._grad_view, parameter._view]
             views += [buffers.view(entries[name]) for name in names]
-            key = (*numbers.values(), *(buffers.layout(view)[:2] for view in views))
-            members.setdefault(key, []).append((parameter, numbers, views))
-        for rows in members.values():
+            with_copy = True
+            if "master" in entries:  # the rule updates the master; the parameter is a copy of it
+                views[1:] = [buffers.view(entries["master"]), *views[2:], views[1]]
+            elif parameter._working is not None:  # autocast's copy is refreshed in the same pass
+                views.append(buffers.view(parameter._working))
+            else:
+                with_copy = False
+            types_ = [buffers.layout(view)[:2] for view in views]
+            alone = number if isinstance(parameter._grad_view, RowsView) else None
+            key = (with_copy, alone, *numbers.values(), *types_)
+            members.setdefault(key, []).append((parameter, number, numbers, views))
+        for (with_copy, *_), rows in members.items():
             columns = list(zip(*(views for *_, views in rows)))
-            launch = kernels.prepare(function, columns, scalars, stream)
-            self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][1], launch))
+            launch = kernels.prepare(
+                function,
+                columns,
+                scalars,
+                stream,
+                with_copy=with_copy,
+                keys=[number for _, number, *_ in rows] if types.stochastic_rounding else None,
+            )
+            self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][2], launch))
 
     def _entries(
         self, parameter: Parameter, state: State, initial: dict[str, Any]
@@ -97,11 +123,17 @@ class Plan:
         """The parameter's state, completed if need be, and the numbers in it."""
         entries = dict(state.get(parameter) or {})
         missing = [name for name in (*self._kept, *self._rule[1]) if name not in entries]
+        if self._types.master_weights and parameter._view.itemsize == 2 and "master" not in entries:
+            wide = buffers.host_copy(parameter._data).astype(np.float32)
+            entries["master"] = buffers.copy_beside(wide, parameter._view)
+            missing.append("master")
+        like = buffers.view(entries["master"]) if "master" in entries else parameter._view
         for name in missing:
             if name in self._kept:
                 entries[name] = initial[name]
-            else:
-                entries[name] = buffers.full(initial.get(name, 0.0), parameter._view)
+            elif name != "master":
+                value = initial.get(name, 0.0)
+                entries[name] = buffers.full(value, like, self._types.state_dtype)
         if missing:
             self.created.append((parameter, entries))
         numbers = {name: entries[name] for name in self._kept}
@@ -121,7 +153,7 @@ class Plan:
         if [p._grad_layout for p in parameters] != self._layouts:
             return False
         if self._data_edits != data_edits():  # some parameter somewhere got another array
-            if not all(map(is_, [p._data for p in parameters], self._data)):
+            if not all(map(is_, [p._token for p in parameters], self._tokens)):
                 return False
             self._data_edits = data_edits()
         for bucket in self.buckets:

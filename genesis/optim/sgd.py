@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..kernels import rules
+from ..parameter import Parameter
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
@@ -86,6 +87,10 @@ class SGD(Optimizer):
         checks.flags(group, "nesterov", "maximize")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
+        if group["momentum"] != 0 or group["weight_decay"] != 0:  # both change rows without gradient
+            super()._check_gradient(group, parameter)
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         if group["momentum"] == 0:

@@ -95,7 +95,8 @@ class AveragedParameters:
         [group] = checks.groups(params)
         self._params, self.names = checks.members(group["params"])
         self.averages = [
-            Parameter(buffers.copy_beside(p.numpy(), p._view), name=p.name) for p in self._params
+            Parameter(buffers.copy_beside(buffers.host_copy(p._data), p._view), name=p.name)
+            for p in self._params
         ]
         self.n_averaged = 0
         self._weight_fn = weight_fn or get_swa_weight_fn()
@@ -135,7 +136,7 @@ class AveragedParameters:
         """A snapshot: "n_averaged" and "averages", a list of host arrays."""
         return {
             "n_averaged": self.n_averaged,
-            "averages": [buffers.host_copy(average.data) for average in self.averages],
+            "averages": [buffers.host_copy(average._data) for average in self.averages],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,10 +157,10 @@ class AveragedParameters:
         loaded = []
         for i, (average, array) in enumerate(zip(self.averages, arrays)):
             host = buffers.as_host(array, f"average {i}")
-            if host.shape != average.shape or host.dtype != average.dtype:
+            if host.shape != average.shape or host.dtype != average._view.dtype:
                 raise ValueError(
                     f"average {i} has shape {host.shape} and dtype {host.dtype}, but the parameter "
-                    f"has {average.shape} and {average.dtype}"
+                    f"has {average.shape} and {average._view.dtype}"
                 )
             loaded.append(buffers.copy_beside(host, average._view))
         for average, array in zip(self.averages, loaded):

@@ -85,7 +85,7 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -
         array([0.6, 0.8])
     """
     max_norm = check_max_norm(max_norm)
-    _transform(parameters, transforms.scale, (reductions.clip_factor(max_norm, float(total_norm)),))
+    scale_gradients(parameters, reductions.clip_factor(max_norm, float(total_norm)))
 
 
 def clip_grad_norm_(
@@ -159,6 +159,11 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
 def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place."""
     _transform(parameters, transforms.clamp, (lower, upper))
+
+
+def scale_gradients(parameters: Any, factor: float) -> None:
+    """Multiply gradients by a factor, in place."""
+    _transform(parameters, transforms.scale, (factor,))
 
 
 def _listed(parameters: Any) -> list[Parameter]:

@@ -1,0 +1,58 @@
+"""The table in choosing.md, from the table of cases: `python docs/memory_table.py` rewrites it.
+
+Each kind of state that the cases of an optimizer have is one row. What a parameter keeps is looked up
+in the optimizer itself, after one step in float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import genesis
+
+HERE = Path(__file__).parent
+PAGE = HERE / "choosing.md"
+BEGIN, END = "<!-- memory table: begin -->\n", "<!-- memory table: end -->\n"
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from cases import CASES, Case  # noqa: E402
+
+
+def buffers(case: Case) -> dict[str, int]:
+    """The bytes an element of each state buffer, with a float32 parameter."""
+    p = genesis.Parameter(np.ones(1024, np.float32))
+    p.grad = np.ones(1024, np.float32)
+    state = case.make([p]).step().state.get(p, {})
+    return {name: b.nbytes // 1024 for name, b in state.items() if isinstance(b, np.ndarray)}
+
+
+def rows() -> list[str]:
+    """The lines of the table: optimizers in alphabetical order, each from little state to much."""
+    kinds = {}
+    for case in CASES:
+        found = buffers(case)
+        kinds[case.name, tuple(found)] = sum(found.values())
+    lines = [
+        "| optimizer | state buffers | bytes of state a parameter | bytes moved a parameter and step |",
+        "|---|---|---|---|",
+    ]
+    order = sorted(kinds.items(), key=lambda kind: (kind[0][0].lower(), kind[1]))
+    for (name, names), kept in order:
+        shown = ", ".join(f"`{b}`" for b in names) or "none"
+        # The gradient is read; the parameter and its state are read and written.
+        lines.append(f"| `{name}` | {shown} | {kept} | {4 + 2 * 4 + 2 * kept} |")
+    return lines
+
+
+def with_table(page: str) -> str:
+    """The page with the table as it should be."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n".join([*rows(), ""]) + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))

@@ -1,0 +1,287 @@
+"""Automatic mixed precision: `autocast`, `cast` and the loss scaler.
+
+float16 has few exponents: gradients below 6e-8 become 0 and above 65504 infinite. So the loss is
+multiplied by a scale before the backward pass, and gradients are divided by it before they are used;
+a step whose gradients overflowed is left out, and the scale lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import buffers
+from .nn.utils.clip_grad import get_total_norm, scale_gradients
+from .regions import autocast, checked_type
+
+__all__ = ["GradScaler", "autocast", "cast"]
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Convert the float arrays in nested lists, tuples and dicts.
+
+    Args:
+        tree: an array, or lists, tuples and dicts of such; anything else in it stays as it is.
+        dtype: "bfloat16", "float16", or the NumPy type; also "float32" and "float64".
+
+    Returns:
+        The same structure with float arrays of that type; an array that has it is not copied.
+
+    Raises:
+        ValueError: another dtype.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> batch = {"x": np.ones(2), "y": np.array([0, 1])}
+        >>> {name: array.dtype for name, array in genesis.amp.cast(batch, "float16").items()}
+        {'x': dtype('float16'), 'y': dtype('int64')}
+    """
+    wide = [t for t in buffers.FLOAT_TYPES if dtype in (t, t.type, t.name)]
+    return _cast(tree, wide[0] if wide else checked_type(dtype))
+
+
+def _cast(tree: Any, dtype: np.dtype) -> Any:
+    if isinstance(tree, dict):
+        return {name: _cast(value, dtype) for name, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_cast(value, dtype) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_cast(value, dtype) for value in tree)
+    if isinstance(tree, np.ndarray) and tree.dtype in buffers.FLOAT_TYPES:
+        return tree.astype(dtype, copy=False)
+    return tree
+
+
+_READY, _UNSCALED, _STEPPED = "ready", "unscaled", "stepped"
+
+
+class GradScaler:
+    r"""Scales the loss so that 16-bit gradients neither vanish nor overflow, and adapts the scale.
+
+    After `growth_interval` updates without inf or NaN the scale is multiplied by `growth_factor`;
+    after one with, by `backoff_factor`. `step` gives the optimizer the inverse of the scale to use in
+    its own pass: one reduction reads the gradients, for the check and the norm together, and the
+    update multiplies them; they are not rewritten unless `unscale_` is called.
+
+    Args:
+        init_scale: the scale to begin with, above 0. Default: 65536.
+        growth_factor: above 1. Default: 2.
+        backoff_factor: between 0 and 1. Default: 0.5.
+        growth_interval: a number of updates, at least 1. Default: 2000.
+        enabled: False makes everything here do what it would do without a scaler. Default: True.
+
+    Raises:
+        ValueError: arguments that are not as above.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> p = genesis.Parameter(np.ones(2, np.float32))
+        >>> opt = genesis.optim.SGD([p], lr=0.1)
+        >>> scaler = genesis.amp.GradScaler(init_scale=8.0)
+        >>> loss = scaler.scale(1.5)  # its gradient is 8 times too large, too
+        >>> p.grad = np.array([8.0, 16.0], np.float16)
+        >>> _ = scaler.step(opt)
+        >>> scaler.update()
+        >>> p.data
+        array([0.9, 0.8], dtype=float32)
+
+    References:
+        Micikevicius et al.: Mixed precision training. ICLR 2018, https://arxiv.org/abs/1710.03740
+    """
+
+    def __init__(
+        self,
+        init_scale: float = 65536.0,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ):
+        if enabled:
+            _check_scaler(init_scale, growth_factor, backoff_factor, growth_interval)
+        self._scale = float(init_scale)
+        self._growth_factor = float(growth_factor)
+        self._backoff_factor = float(backoff_factor)
+        self._growth_interval = growth_interval
+        self._growth_tracker = 0
+        self._enabled = bool(enabled)
+        # For each optimizer, by its id: how far it is in this update, and whether it found inf.
+        self._stages: dict[int, str] = {}
+        self._found_inf: dict[int, bool] = {}
+
+    def scale(self, outputs: Any) -> Any:
+        """Multiply a loss, or nested lists and tuples of losses, by the scale.
+
+        Args:
+            outputs: numbers or arrays, or lists and tuples of them.
+
+        Returns:
+            The same structure, scaled.
+        """
+        if not self._enabled:
+            return outputs
+        if isinstance(outputs, (list, tuple)):
+            return type(outputs)(self.scale(output) for output in outputs)
+        if isinstance(outputs, np.ndarray) and outputs.dtype in buffers.FLOAT_TYPES:
+            return outputs * outputs.dtype.type(self._scale)
+        return outputs * self._scale
+
+    def unscale_(self, optimizer: Any) -> None:
+        """Divide the gradients of an optimizer's parameters by the scale, in place.
+
+        Needed only by code that looks at gradients between backward pass and step.
+
+        Args:
+            optimizer: the optimizer.
+
+        Raises:
+            RuntimeError: called twice since the last `update`, or after `step`.
+            ValueError: a gradient is float16, in which small values would be lost.
+        """
+        if not self._enabled:
+            return
+        stage = self._stages.get(id(optimizer), _READY)
+        if stage == _UNSCALED:
+            raise RuntimeError(
+                "unscale_() has already been called on this optimizer since the last update()."
+            )
+        if stage == _STEPPED:
+            raise RuntimeError("unscale_() is being called after step().")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(p.grad is not None and p._grad_layout.dtype == "float16" for p in parameters):
+            raise ValueError("Attempting to unscale FP16 gradients.")
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        scale_gradients(parameters, 1 / self._scale)
+        self._found_inf[id(optimizer)] = not np.isfinite(norm)
+        self._stages[id(optimizer)] = _UNSCALED
+
+    def step(
+        self,
+        optimizer: Any,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+    ) -> Any:
+        """Take a step with unscaled gradients, unless one of them is inf or NaN.
+
+        Args:
+            optimizer: the optimizer.
+            closure: not possible with a scaler that is enabled, as in torch. Default: None.
+            max_norm: clip the common norm of the unscaled gradients, as `optimizer.step` does.
+                Default: None.
+
+        Returns:
+            What `optimizer.step()` returns; None if the step was left out, which
+            `optimizer.step_skipped` says too. Then nothing has changed, not even a step count.
+
+        Raises:
+            RuntimeError: called twice since the last `update`, or with a closure.
+        """
+        if not self._enabled:
+            return optimizer.step(closure, max_norm=max_norm)
+        if closure is not None:
+            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
+        key = id(optimizer)
+        stage = self._stages.get(key, _READY)
+        if stage == _STEPPED:
+            raise RuntimeError("step() has already been called since the last update().")
+        if stage == _UNSCALED:
+            optimizer.step_skipped = self._found_inf[key]
+            result = None if optimizer.step_skipped else optimizer.step(max_norm=max_norm)
+        else:
+            result = optimizer.scaled_step(1 / self._scale, max_norm=max_norm)
+            self._found_inf[key] = optimizer.step_skipped
+        self._stages[key] = _STEPPED
+        return result
+
+    def update(self, new_scale: float | None = None) -> None:
+        """Adapt the scale after the steps of all optimizers.
+
+        Args:
+            new_scale: set the scale to this instead. Default: None.
+
+        Raises:
+            RuntimeError: no optimizer has taken a step or been unscaled since the last `update`.
+            ValueError: `new_scale` is not above 0.
+        """
+        if not self._enabled:
+            return
+        if new_scale is not None:
+            if not 0 < new_scale < np.inf:
+                raise ValueError(f"new_scale must be above 0 and finite, but got {new_scale}")
+            self._scale = float(new_scale)
+        elif not self._found_inf:
+            raise RuntimeError("No inf checks were recorded prior to update.")
+        elif any(self._found_inf.values()):
+            self._scale *= self._backoff_factor
+            self._growth_tracker = 0
+        else:
+            self._growth_tracker += 1
+            if self._growth_tracker == self._growth_interval:
+                grown = float(np.float32(self._scale * self._growth_factor))
+                if np.isfinite(grown):
+                    self._scale = grown
+                self._growth_tracker = 0
+        self._stages.clear()
+        self._found_inf.clear()
+
+    def get_scale(self) -> float:
+        """The scale; 1.0 if the scaler is not enabled."""
+        return self._scale if self._enabled else 1.0
+
+    def is_enabled(self) -> bool:
+        """Whether the scaler is enabled."""
+        return self._enabled
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and what it depends on, with torch's names; empty if not enabled."""
+        if not self._enabled:
+            return {}
+        return {
+            "scale": self._scale,
+            "growth_factor": self._growth_factor,
+            "backoff_factor": self._backoff_factor,
+            "growth_interval": self._growth_interval,
+            "_growth_tracker": self._growth_tracker,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict()` returned.
+
+        Raises:
+            RuntimeError: `state_dict` is empty: it comes from a scaler that was not enabled.
+            ValueError: entries are missing or impossible. The scaler is as it was.
+        """
+        if not self._enabled:
+            return
+        if not state_dict:
+            raise RuntimeError(
+                "The source state dict is empty, possibly because it was saved "
+                "from a disabled instance of GradScaler."
+            )
+        missing = self.state_dict().keys() - state_dict.keys()
+        if missing:
+            raise ValueError(f"the state dict of a GradScaler needs {sorted(missing)}")
+        names = "scale", "growth_factor", "backoff_factor", "growth_interval"
+        values = [state_dict[name] for name in names]
+        _check_scaler(*values)
+        self._scale, self._growth_factor, self._backoff_factor = map(float, values[:3])
+        self._growth_interval = int(values[3])
+        self._growth_tracker = int(state_dict["_growth_tracker"])
+
+
+def _check_scaler(
+    init_scale: float, growth_factor: float, backoff_factor: float, growth_interval: int
+) -> None:
+    if not 0 < init_scale < np.inf:
+        raise ValueError(f"init_scale must be above 0 and finite, but got {init_scale}")
+    if not growth_factor > 1.0:
+        raise ValueError(f"The growth factor must be > 1.0, but got {growth_factor}")
+    if not 0 < backoff_factor < 1.0:
+        raise ValueError(f"The backoff factor must be between 0 and 1.0, but got {backoff_factor}")
+    if isinstance(growth_interval, bool) or int(growth_interval) != growth_interval:
+        raise ValueError(f"growth_interval must be a whole number, but got {growth_interval!r}")
+    if growth_interval < 1:
+        raise ValueError(f"growth_interval must be at least 1, but got {growth_interval}")

@@ -1,0 +1,69 @@
+"""In which data types an optimizer keeps its state, and how it rounds what it stores in 16 bits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from .. import buffers
+
+STATE_TYPES = {name: dtype for dtype, name in buffers.FLOAT_TYPES.items()}
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every elementwise optimizer takes, and every group may override.
+
+    They take effect when a parameter's state is created, at its first step.
+
+    master_weights: keep a float32 copy of each 16-bit parameter in the state ("master"), update that
+        one and round it into the parameter in the same pass. Default: False, as in torch; a step far
+        smaller than the parameter is then lost in rounding.
+    state_dtype: "float64", "float32", "float16" or "bfloat16", the type in which new state buffers
+        are kept. Default: None, the parameter's (the master's, if there is one).
+    stochastic_rounding: round what is stored as bfloat16 up or down at random, in proportion to what
+        lies between, so that small steps count on average. The random bits follow from the number of
+        the parameter and of its update, from nothing else: a run can be repeated. Default: False.
+    """
+
+    master_weights: bool
+    state_dtype: str | None
+    stochastic_rounding: bool
+
+
+class Precision(NamedTuple):
+    """A group's options, all of them."""
+
+    master_weights: bool
+    state_dtype: np.dtype | None
+    stochastic_rounding: bool
+
+
+def of(group: dict[str, Any]) -> Precision:
+    """The options in force for a group."""
+    name = group.get("state_dtype")
+    return Precision(
+        group.get("master_weights", False),
+        None if name is None else STATE_TYPES[name],
+        group.get("stochastic_rounding", False),
+    )
+
+
+def check(group: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError if the group's options are impossible."""
+    for name in ("master_weights", "stochastic_rounding"):
+        if not isinstance(group.get(name, False), (bool, np.bool_)):
+            raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+    state_dtype = group.get("state_dtype")
+    if state_dtype is not None and state_dtype not in STATE_TYPES:
+        known = ", ".join(repr(name) for name in STATE_TYPES)
+        raise ValueError(f"Invalid state_dtype: {state_dtype!r}, expected None or one of {known}")
+
+
+def check_names(optimizer: Any, options: dict[str, Any]) -> None:
+    """Raise TypeError for keyword arguments that nobody takes."""
+    for name in options:
+        if name not in Options.__annotations__:
+            raise TypeError(
+                f"{type(optimizer).__name__}.__init__() got an unexpected keyword argument {name!r}"
+            )

@@ -1,0 +1,377 @@
+"""The optimizers of torch.optim: what they refuse, state that moves to torch and back, the guide."""
+
+import inspect
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CASES
+
+import genesis
+from genesis import optim
+
+PAGE = Path(__file__).parent.parent / "docs" / "choosing.md"
+OPTIMIZERS = sorted({case.name for case in CASES})
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+# ---- what is refused ----
+
+NAN = float("nan")
+BAD_HYPER = {
+    "Adagrad": [
+        ({"lr": -1}, "Invalid learning rate: -1"),
+        ({"lr_decay": -0.1}, "Invalid lr_decay value: -0.1"),
+        ({"lr_decay": "0"}, "Invalid lr_decay value: '0', expected a number"),
+        ({"weight_decay": NAN}, "Invalid weight_decay value: nan"),
+        ({"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1"),
+        ({"initial_accumulator_value": NAN}, "Invalid initial_accumulator_value value: nan"),
+        ({"initial_accumulator_value": None}, "expected a number"),
+        ({"eps": -1e-8}, "Invalid epsilon value"),
+        ({"maximize": 1}, "expected True or False"),
+    ],
+    "Adadelta": [
+        ({"lr": NAN}, "Invalid learning rate: nan"),
+        ({"rho": -0.1}, r"Invalid rho value: -0.1, expected in \[0, 1\]"),
+        ({"rho": 1.1}, r"Invalid rho value: 1.1, expected in \[0, 1\]"),
+        ({"rho": NAN}, "Invalid rho value: nan"),
+        ({"eps": -1}, "Invalid epsilon value"),
+        ({"weight_decay": -1}, "Invalid weight_decay value"),
+        ({"maximize": None}, "expected True or False"),
+    ],
+    "Adamax": [
+        ({"lr": -1}, "Invalid learning rate"),
+        ({"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"betas": (0.9, NAN)}, "Invalid beta parameter at index 1: nan"),
+        ({"betas": (0.9,)}, "Invalid betas"),
+        ({"eps": NAN}, "Invalid epsilon value"),
+        ({"weight_decay": -1}, "Invalid weight_decay value"),
+        ({"maximize": "no"}, "expected True or False"),
+    ],
+    "NAdam": [
+        ({"lr": None}, "expected a number"),
+        ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
+        ({"betas": 0.9}, "Invalid betas"),
+        ({"eps": -1}, "Invalid epsilon value"),
+        ({"weight_decay": -1}, "Invalid weight_decay value"),
+        ({"momentum_decay": -1e-3}, "Invalid momentum_decay value: -0.001"),
+        ({"momentum_decay": NAN}, "Invalid momentum_decay value: nan"),
+        ({"decoupled_weight_decay": 0.1}, "expected True or False"),
+    ],
+    "RAdam": [
+        ({"lr": -1}, "Invalid learning rate"),
+        ({"betas": (0.9, 1)}, "Invalid beta parameter at index 1: 1"),
+        ({"betas": ("0", 0.9)}, "expected a number"),
+        ({"eps": NAN}, "Invalid epsilon value"),
+        ({"weight_decay": NAN}, "Invalid weight_decay value"),
+        ({"decoupled_weight_decay": None}, "expected True or False"),
+    ],
+    "ASGD": [
+        ({"lr": -1}, "Invalid learning rate"),
+        ({"lambd": -1e-4}, "Invalid lambd value: -0.0001"),
+        ({"lambd": NAN}, "Invalid lambd value: nan"),
+        ({"alpha": -1}, "Invalid alpha value: -1"),
+        ({"alpha": NAN}, "Invalid alpha value: nan"),
+        ({"t0": -1}, "Invalid t0 value: -1"),
+        ({"t0": NAN}, "Invalid t0 value: nan"),
+        ({"weight_decay": -1}, "Invalid weight_decay value"),
+        ({"maximize": 0}, "expected True or False"),
+    ],
+    "Rprop": [
+        ({"lr": -1}, "Invalid learning rate"),
+        ({"etas": (0, 1.2)}, "Invalid eta values: 0, 1.2, expected"),
+        ({"etas": (1, 1.2)}, "Invalid eta values: 1, 1.2, expected"),
+        ({"etas": (0.5, 1.0)}, "Invalid eta values: 0.5, 1.0, expected"),
+        ({"etas": (0.5, NAN)}, "Invalid eta value at index 1: nan"),
+        ({"etas": 0.5}, "Invalid etas: 0.5, expected a pair"),
+        ({"step_sizes": (-1, 50)}, "Invalid step size at index 0: -1"),
+        ({"step_sizes": (1e-6, NAN)}, "Invalid step size at index 1: nan"),
+        ({"step_sizes": (2, 1)}, "Invalid step sizes: 2 is larger than 1"),
+        ({"step_sizes": (1, 2, 3)}, "Invalid step_sizes"),
+        ({"maximize": 1}, "expected True or False"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "said"), [(name, *row) for name, rows in BAD_HYPER.items() for row in rows]
+)
+def test_refuses_impossible_hyper_parameters(name, hyper, said):
+    optimizer = getattr(optim, name)
+    p, q = genesis.Parameter(np.ones(3)), genesis.Parameter(np.ones(3))
+    with pytest.raises((ValueError, TypeError), match=said):
+        optimizer([p], **hyper)
+    with pytest.raises((ValueError, TypeError), match=said):
+        optimizer([{"params": p}, {"params": q, **hyper}])
+    opt = optimizer([p])
+    with pytest.raises((ValueError, TypeError), match=said):
+        opt.add_param_group({"params": q, **hyper})
+    saved = opt.state_dict()
+    saved["param_groups"][0].update(hyper)
+    with pytest.raises((ValueError, TypeError), match=said):
+        opt.load_state_dict(saved)
+    assert opt.state_dict()["param_groups"] == optimizer([p]).state_dict()["param_groups"]
+
+
+# ---- state ----
+
+
+@pytest.mark.parametrize(
+    ("name", "buffer", "setting"),
+    [("Adagrad", "sum", "initial_accumulator_value"), ("Rprop", "step_size", "lr")],
+)
+def test_a_buffer_begins_with_what_its_group_says_at_the_first_update(name, buffer, setting):
+    params = [genesis.Parameter(np.ones((2, 3), np.float32)) for _ in range(3)]
+    opt = getattr(optim, name)([{"params": params[:1], setting: 0.25}, {"params": params[1:]}])
+    opt.param_groups[1][setting] = 0.5
+    for p in params[:2]:
+        p.grad = np.zeros((2, 3))
+    opt.step()
+    opt.param_groups[1][setting] = 0.75
+    params[2].grad = np.zeros((2, 3))
+    opt.step()
+    for p, value in zip(params, (0.25, 0.5, 0.75)):
+        np.testing.assert_array_equal(opt.state[p][buffer], np.full((2, 3), value, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("NAdam", "mu_product"), ("ASGD", "eta"), ("ASGD", "mu")]
+)
+def test_a_state_that_lacks_a_number_is_refused(name, number):
+    p = genesis.Parameter(np.ones(3))
+    opt = getattr(optim, name)([p])
+    p.grad = np.ones(3)
+    saved = opt.step().state_dict()
+    assert type(saved["state"][0].pop(number)) is float
+    with pytest.raises(ValueError, match=rf"has no \['{number}'\]"):
+        opt.load_state_dict(saved)
+
+
+def test_radam_does_not_look_at_the_squares_before_it_trusts_them():
+    p = genesis.Parameter(np.array([1.0, 2.0, 3.0]))
+    opt = optim.RAdam([p], lr=0.1, eps=0)
+    p.grad = np.array([1e200, 0.0, 1.0])  # the first square is inf, the second gives 0 / 0
+    opt.step()
+    np.testing.assert_allclose(p.data, [-1e199, 2.0, 2.9])
+    np.testing.assert_array_equal(opt.state[p]["exp_avg_sq"][:2], [np.inf, 0])
+
+
+# ---- beside torch ----
+
+SHAPES = [(4, 3), (), (5,), (0,)]
+
+
+@pytest.fixture
+def torch():
+    """torch, with step counts and the like in float64."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_dtype(before)
+
+
+class Pair:
+    """The same parameters under genesis's and torch's optimizer."""
+
+    def __init__(self, torch, case, rng, shapes=SHAPES):
+        self.torch, self.rng = torch, rng
+        arrays = [rng.standard_normal(shape) for shape in shapes]
+        self.tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+        self.params = [genesis.Parameter(array) for array in arrays]
+        self.ours = case.make(self.params)
+        self.theirs = getattr(torch.optim, case.name)(self.tensors, **case.hyper)
+
+    def step(self, *, ours=True, theirs=True, skip=()):
+        """One step of either or both; parameters in `skip` get no gradient."""
+        for i, (param, tensor) in enumerate(zip(self.params, self.tensors)):
+            grad = None if i in skip else self.rng.standard_normal(param.shape)
+            param.grad = grad
+            tensor.grad = None if grad is None else self.torch.tensor(grad)
+        if ours:
+            self.ours.step()
+        if theirs:
+            self.theirs.step()
+
+    def assert_equal(self):
+        for param, tensor in zip(self.params, self.tensors):
+            np.testing.assert_allclose(param.data, tensor.detach(), rtol=1e-12, atol=1e-15)
+
+
+@each_case
+def test_torch_goes_on_from_our_state(case, torch, rng):
+    pair = Pair(torch, case, rng)
+    for _ in range(4):
+        pair.step(theirs=False, skip=[2])
+    with torch.no_grad():
+        for param, tensor in zip(pair.params, pair.tensors):
+            tensor.copy_(torch.tensor(param.data))
+    saved = pair.ours.state_dict()
+    for entries in saved["state"].values():
+        for name, value in entries.items():
+            if isinstance(value, np.ndarray):
+                entries[name] = torch.tensor(value)
+    pair.theirs.load_state_dict(saved)
+    for _ in range(5):
+        pair.step()
+    pair.assert_equal()
+
+
+@each_case
+def test_we_go_on_from_torchs_state(case, torch, rng):
+    pair = Pair(torch, case, rng)
+    for _ in range(4):
+        pair.step(ours=False, skip=[2])
+    for param, tensor in zip(pair.params, pair.tensors):
+        param.data[...] = tensor.detach()
+    pair.ours.load_state_dict(pair.theirs.state_dict())
+    for _ in range(5):
+        pair.step()
+    pair.assert_equal()
+
+
+@each_case
+def test_a_schedule_acts_as_in_torch(case, torch, rng):
+    pair = Pair(torch, case, rng)
+    for _ in range(6):
+        pair.step()
+        for opt in (pair.ours, pair.theirs):
+            opt.param_groups[0]["lr"] *= 0.8
+    pair.assert_equal()
+
+
+@each_case
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_go_where_they_go_in_torch(case, value, torch, rng):
+    pair = Pair(torch, case, rng, [(40,)])
+    bad = np.ones(40)
+    bad[[1, 38]] = value
+    for step in range(8):
+        pair.params[0].grad = grad = bad if step == 2 else np.ones(40)
+        pair.tensors[0].grad = torch.tensor(grad, dtype=torch.float64)
+        pair.ours.step()
+        pair.theirs.step()
+        buffers = pair.ours.state.get(pair.params[0], {})
+        theirs = pair.theirs.state[pair.tensors[0]]
+        for left, right in [
+            (pair.params[0].data, pair.tensors[0]),
+            *((buffers[name], theirs[name]) for name in buffers),
+        ]:
+            np.testing.assert_array_equal(np.isfinite(left), torch.isfinite(right).numpy())
+
+
+@each_optimizer
+def test_the_signature_is_torchs(name, torch):
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
+    ours = inspect.signature(getattr(optim, name)).parameters
+    left_out = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"}
+    assert theirs.keys() - ours.keys() <= left_out
+    assert list(ours) == [parameter for parameter in theirs if parameter in ours]
+    for parameter in ours.values():
+        if parameter.default is not parameter.empty:
+            assert parameter.default == theirs[parameter.name].default, parameter
+
+
+# ---- groups by name ----
+
+
+def groups_of(*names, **settings):
+    pairs = [(name, genesis.Parameter(np.ones(2))) for name in names]
+    groups = optim.param_groups_weight_decay(pairs, 0.1, **settings)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0]
+    return [[name for name, _ in group["params"]] for group in groups]
+
+
+def test_names_that_are_exempt_from_weight_decay():
+    exempt = [
+        "bias",
+        "fc.bias",
+        "layers.0.Bias",
+        "b/bias:0",
+        "lstm.bias_ih_l0",
+        "norm.weight",
+        "norm1.weight",
+        "layer_norm.scale",
+        "encoder.LayerNorm.weight",
+        "LayerNorm_0",
+        "batchnorm2d.weight",
+        "model.layers.11.input_layernorm.weight",
+        "ln.weight",
+        "h.0.ln_1.weight",
+        "ln2",
+        "final_ln",
+    ]
+    decaying = [
+        "weight",
+        "kernel",
+        "balance",
+        "linear.weight",
+        "normal",
+        "normalized.weight",
+        "biased",
+        "lnear",
+        "unit1.w",
+    ]
+    assert groups_of(*decaying, *exempt) == [decaying, exempt]
+    assert groups_of(*exempt, *decaying) == [decaying, exempt]
+
+
+def test_other_names_may_be_exempt():
+    names = ("kernel", "bias", "vit.pos_embed", "pos.weight", "bn1.weight")
+    assert groups_of(*names, no_decay=["pos_embed", "bn"]) == [
+        ["kernel", "bias", "pos.weight"],
+        ["vit.pos_embed", "bn1.weight"],
+    ]
+    assert groups_of(*names, no_decay=()) == [list(names), []]
+
+
+@pytest.mark.parametrize("names", [["w", "bias"], ["w"], ["bias"]])
+def test_groups_by_name_suit_an_optimizer_even_if_one_is_empty(names):
+    params = {name: genesis.Parameter(np.ones(2)) for name in names}
+    opt = optim.AdamW(optim.param_groups_weight_decay(params.items(), 0.5), lr=0.1)
+    for p in params.values():
+        p.grad = np.zeros(2)
+    opt.step()
+    for name, p in params.items():
+        np.testing.assert_array_equal(p.data, np.full(2, 0.95 if name == "w" else 1.0))
+    assert [group["param_names"] for group in opt.param_groups] == [
+        [name for name in names if name == "w"],
+        [name for name in names if name == "bias"],
+    ]
+    opt.load_state_dict(opt.state_dict())
+
+
+def test_groups_by_name_refuse_what_has_none():
+    p = genesis.Parameter(np.ones(2))
+    for bad in ([p], {"w": p}, [("w", p, 1)], [(0, p)]):
+        with pytest.raises(TypeError, match=r"\(name, Parameter\) pairs, as dict.items\(\) does"):
+            optim.param_groups_weight_decay(bad, 0.1)
+    with pytest.raises(TypeError, match=r"write \('bias',\)"):
+        optim.param_groups_weight_decay([("w", p)], 0.1, no_decay="bias")
+    for entry in ("", "_", "1"):
+        with pytest.raises(ValueError, match="needs a letter"):
+            optim.param_groups_weight_decay([("w", p)], 0.1, no_decay=("bias", entry))
+    with pytest.raises(ValueError, match="Invalid weight_decay value: -1"):
+        optim.AdamW(optim.param_groups_weight_decay([("w", p)], -1))
+
+
+# ---- the guide ----
+
+
+def test_the_guides_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["norm"] > 0
+    assert names["saved"].keys() == {"model", "optimizer", "schedule", "random"}
+
+
+def test_the_guides_table_is_up_to_date():
+    script = runpy.run_path(str(PAGE.with_name("memory_table.py")))
+    page = PAGE.read_text()
+    assert page == script["with_table"](page), "run python docs/memory_table.py"
