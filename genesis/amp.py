@@ -54,6 +54,7 @@ def _cast(tree: Any, dtype: np.dtype) -> Any:
     return tree
 
 
+_LARGEST = float(np.finfo(np.float32).max)  # gradients may be float32
 _READY, _UNSCALED, _STEPPED = "ready", "unscaled", "stepped"
 
 
@@ -220,8 +221,8 @@ class GradScaler:
         else:
             self._growth_tracker += 1
             if self._growth_tracker == self._growth_interval:
-                grown = float(np.float32(self._scale * self._growth_factor))
-                if np.isfinite(grown):
+                grown = self._scale * self._growth_factor
+                if grown <= _LARGEST:
                     self._scale = grown
                 self._growth_tracker = 0
         self._stages.clear()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class Adamax(Optimizer):
@@ -30,6 +35,8 @@ class Adamax(Optimizer):
         eps: added to the gradient's size, at least 0. Default: 1e-8.
         weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -63,6 +70,7 @@ class Adamax(Optimizer):
         weight_decay: float = 0,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -71,7 +79,7 @@ class Adamax(Optimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)

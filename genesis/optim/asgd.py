@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class ASGD(Optimizer):
@@ -35,6 +40,8 @@ class ASGD(Optimizer):
         t0: number of updates before averaging starts, at least 0. Default: 1e6.
         weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -71,6 +78,7 @@ class ASGD(Optimizer):
         weight_decay: float = 0,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -80,7 +88,7 @@ class ASGD(Optimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class RAdam(Optimizer):
@@ -40,6 +45,8 @@ class RAdam(Optimizer):
         decoupled_weight_decay: let weight decay shrink the parameter by `lr * weight_decay` of
             itself instead, as in AdamW. Default: False.
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -75,6 +82,7 @@ class RAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -84,7 +92,7 @@ class RAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)

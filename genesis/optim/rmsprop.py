@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class RMSprop(Optimizer):
@@ -33,6 +38,8 @@ class RMSprop(Optimizer):
         momentum: momentum factor, at least 0. Default: 0.
         centered: divide by the standard deviation instead of the root mean square. Default: False.
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -71,6 +78,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -81,7 +89,7 @@ class RMSprop(Optimizer):
             "centered": centered,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class Rprop(Optimizer):
@@ -37,6 +42,8 @@ class Rprop(Optimizer):
         step_sizes: the smallest and the largest step size, `0 <= step_sizes[0] <= step_sizes[1]`.
             Default: (1e-6, 50).
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -70,9 +77,10 @@ class Rprop(Optimizer):
         step_sizes: tuple[float, float] = (1e-6, 50),
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "maximize": maximize}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.number(group, "lr", "learning rate")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import rules
 from ..parameter import Parameter
 from . import checks
 from .optimizer import Optimizer
 from .plan import Rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .precision import Options
 
 
 class SGD(Optimizer):
@@ -34,6 +39,8 @@ class SGD(Optimizer):
         weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
         nesterov: use Nesterov momentum; needs momentum and no dampening. Default: False.
         maximize: go up the gradient instead of down. Default: False.
+        options: how state is kept and rounded: `master_weights`, `state_dtype` and
+            `stochastic_rounding`, see `genesis.optim.precision.Options`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter or `params` that is not as above.
@@ -69,6 +76,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ):
         defaults = {
             "lr": lr,
@@ -78,7 +86,7 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
@@ -89,7 +97,9 @@ class SGD(Optimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        if group["momentum"] != 0 or group["weight_decay"] != 0:  # both change rows without gradient
+        if (
+            group["momentum"] != 0 or group["weight_decay"] != 0
+        ):  # both change rows without gradient
             super()._check_gradient(group, parameter)
 
     def _rule(self, group: dict[str, Any]) -> Rule:
