@@ -201,8 +201,10 @@ def test_16_bit_steps_follow_torch(name, half):
         got, expected = host(p.data).astype(np.float32), tensor.detach().float().numpy()
         size = np.maximum(np.abs(expected), np.abs(start.astype(np.float32)))
         one = 2.0 ** (np.floor(np.log2(size)) - (10 if half == np.float16 else 7))
-        # State is rounded to 16 bits in both, so that a difference in the last bit may grow.
-        assert np.all(np.abs(got - expected) <= (1 + step / 2) * one), step
+        # State is rounded to 16 bits in both, so that a difference in the last bit may grow; the
+        # plain path rounds after every operation. Updates are 10 to 100 such units.
+        slack = 4 if name == "SGD" else 1
+        assert np.all(np.abs(got - expected) <= (slack + step / 2) * one), step
         assert np.abs(got - before).max() > 0
 
 
