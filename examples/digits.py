@@ -47,7 +47,7 @@ class Linear:
         """Take the loss's gradient by y, set those by weight and bias, return the one by x."""
         self.weight.grad = self.x.T @ grad
         self.bias.grad = grad.sum(axis=0)
-        return grad @ self.weight.data.T
+        return grad @ self.weight.T
 
 
 class ReLU:

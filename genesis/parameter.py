@@ -308,6 +308,14 @@ class Parameter(NDArrayOperatorsMixin):
     def __len__(self) -> int:
         return len(self._view)
 
+    def __getitem__(self, key: Any) -> Any:
+        return self.data[key]
+
+    @property
+    def T(self) -> Any:  # noqa: N802, as NumPy calls it
+        """The array, transposed."""
+        return self.data.T
+
     def __getstate__(self) -> tuple:
         arrays = [self._data, self._grad]
         if self.device != "cpu":

@@ -23,6 +23,12 @@ RUNS = [
         "curve.png",
         r"test accuracy 9\d\.\d% after 2 epochs \(\d+\.\d s\), learning curve in curve\.png",
     ),
+    (
+        "digits_mixed.py",
+        "--epochs 2 --output curve.png",
+        "curve.png",
+        r"16-bit runs are at most \d\.\d points below float32, curves in curve\.png",
+    ),
 ]
 
 OPTIMIZERS = ["adamw", "adam", "sgd", "rmsprop"]  # of digits.py
@@ -70,12 +76,16 @@ def check_plot(path):
     assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.5
 
 
-@pytest.fixture(scope="module")
-def digits():
-    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_example("digits")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -146,3 +156,12 @@ def test_digits_says_when_the_learning_rate_is_too_large(digits, tmp_path):
     with pytest.raises(SystemExit, match="the loss is nan after epoch 1: try a smaller --lr"):
         digits.main(["--optimizer", "sgd", "--lr", "1e30", "--output", str(path)])
     assert not path.exists()
+
+
+def test_16_bit_digits_reach_what_float32_reaches(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    accuracies = load_example("digits_mixed").main(
+        ["--epochs", "10", "--output", str(tmp_path / "curve.png")]
+    )
+    assert min(accuracies.values()) >= accuracies["float32"] - 0.01
+    assert accuracies["float32"] >= 0.97

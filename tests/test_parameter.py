@@ -44,6 +44,9 @@ def test_is_an_operand_of_numpy():
         (p > 0, array > 0),
         (p == p, np.full((2, 3), True)),
         (np.array(p, dtype=np.float64), array),
+        (p.T, array.T),
+        (p[1], array[1]),
+        (p[:, ::2], array[:, ::2]),
     ]:
         assert not isinstance(got, genesis.Parameter)
         np.testing.assert_array_equal(got, expected)
