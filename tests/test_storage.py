@@ -5,6 +5,7 @@ import pytest
 from cases import BFLOAT16
 
 from genesis import kernels
+from genesis.kernels import cpu, storage
 
 HALVES = [np.dtype(np.float16), BFLOAT16]
 
@@ -12,6 +13,19 @@ HALVES = [np.dtype(np.float16), BFLOAT16]
 def assign(param, grad, state, hyper):
     """A rule that only moves a gradient, converted, into the parameter."""
     return grad, state
+
+
+@pytest.fixture(params=["processor", "integers"])
+def conversion(request, monkeypatch):
+    """Convert float16 by the processor's instruction, and by integers as where it has none."""
+    if request.param == "integers":
+        monkeypatch.setattr(storage, "HAS_F16C", False)
+    for made in (cpu._compiled, storage.reader, storage.writer):
+        made.cache_clear()
+    yield
+    monkeypatch.undo()
+    for made in (cpu._compiled, storage.reader, storage.writer):
+        made.cache_clear()
 
 
 def converted(values, dtype):
@@ -25,7 +39,7 @@ def converted(values, dtype):
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("wide", [np.float32, np.float64])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_all_16_bit_patterns_widen_exactly(half, wide):
+def test_all_16_bit_patterns_widen_exactly(half, wide, conversion):
     halves = np.arange(65536, dtype=np.uint16).view(half)
     got, expected = converted(halves, np.dtype(wide)), halves.astype(wide)
     np.testing.assert_array_equal(got, expected)  # equal NaN positions too
@@ -42,7 +56,7 @@ def float32_patterns():
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_float32_narrows_to_nearest_even(half):
+def test_float32_narrows_to_nearest_even(half, conversion):
     patterns = float32_patterns()
     got = converted(patterns, half).view(np.uint16)
     expected = patterns.astype(half).view(np.uint16)
@@ -54,7 +68,7 @@ def test_float32_narrows_to_nearest_even(half):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_every_float32_narrows_to_nearest_even(half):
+def test_every_float32_narrows_to_nearest_even(half, conversion):
     for start in range(0, 2**32, 2**26):
         patterns = np.arange(start, start + 2**26, dtype=np.uint32).view(np.float32)
         got, expected = converted(patterns, half), patterns.astype(half)

@@ -4,7 +4,9 @@ A rule takes one element of a parameter with its gradient and state, and the ste
 returns what they become. The same function is compiled for every target, which owns the loops; so a
 rule imports nothing but `math` and holds no numbers: a literal would turn float32 arithmetic into
 float64 on a GPU. Complements such as `1 - beta` come ready-made from the host, which computes them
-in float64 (`optim/`). The order of operations is that of torch's single-tensor CPU path.
+in float64 (`optim/`). The order of operations is that of torch's single-tensor CPU path, except that
+Adam multiplies by 1 / sqrt(1 - beta2**t) where torch divides: a division less is a quarter of the
+time where data is in the cache, for at most one more rounding.
 
 `hyper` never holds the learning rate's sign, a loss scale or a clip factor: the loop multiplies the
 gradient by one `scale` before the rule sees it (-1 to maximize).
@@ -143,45 +145,45 @@ def adamax(param, grad, state, hyper):
 
 def adam(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, weight_decay, beta1c, beta2, beta2c, root, eps = hyper
+    step_size, weight_decay, beta1c, beta2, beta2c, per_root, eps = hyper
     grad = grad + weight_decay * param
     exp_avg = exp_avg + beta1c * (grad - exp_avg)
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
-    denom = math.sqrt(exp_avg_sq) / root + eps
+    denom = math.sqrt(exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
 
 
 def adam_amsgrad(param, grad, state, hyper):
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    step_size, weight_decay, beta1c, beta2, beta2c, root, eps = hyper
+    step_size, weight_decay, beta1c, beta2, beta2c, per_root, eps = hyper
     grad = grad + weight_decay * param
     exp_avg = exp_avg + beta1c * (grad - exp_avg)
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     if not exp_avg_sq <= max_exp_avg_sq:  # so written, NaN passes through
         max_exp_avg_sq = exp_avg_sq
-    denom = math.sqrt(max_exp_avg_sq) / root + eps
+    denom = math.sqrt(max_exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
 def adamw(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, kept, beta1c, beta2, beta2c, root, eps = hyper
+    step_size, kept, beta1c, beta2, beta2c, per_root, eps = hyper
     param = param * kept
     exp_avg = exp_avg + beta1c * (grad - exp_avg)
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
-    denom = math.sqrt(exp_avg_sq) / root + eps
+    denom = math.sqrt(exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
 
 
 def adamw_amsgrad(param, grad, state, hyper):
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    step_size, kept, beta1c, beta2, beta2c, root, eps = hyper
+    step_size, kept, beta1c, beta2, beta2c, per_root, eps = hyper
     param = param * kept
     exp_avg = exp_avg + beta1c * (grad - exp_avg)
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     if not exp_avg_sq <= max_exp_avg_sq:
         max_exp_avg_sq = exp_avg_sq
-    denom = math.sqrt(max_exp_avg_sq) / root + eps
+    denom = math.sqrt(max_exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 

@@ -6,15 +6,16 @@ make the two functions that take element `i` of all columns to arithmetic and ba
 `lane_updater` does the same for several neighbouring elements in loads and stores of 16 bytes.
 
 They are written as LLVM code rather than in Python because Numba has no 16-bit floats on the CPU,
-and because its uint32 arithmetic widens to 64 bits, which halves the speed of vector code. The
-16-bit conversions use integers only: LLVM's own `half` crashes on a processor without F16C.
+and because its uint32 arithmetic widens to 64 bits, which halves the speed of vector code. Between
+float16 and float32 a processor with F16C and a GPU convert by one instruction; elsewhere LLVM's own
+`half` crashes, and integers do the same.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -23,6 +24,9 @@ VECTOR = 16
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
+HAS_F16C = bool(binding.get_host_cpu_features().get("f16c"))
+"""Whether this processor converts float16 itself."""
+
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _IN_MEMORY = {
     "float64": ir.DoubleType(),
@@ -30,6 +34,11 @@ _IN_MEMORY = {
     "float16": _I16,
     "bfloat16": _I16,
 }
+
+
+def variant() -> str:
+    """What distinguishes code made on this machine, for the names of kernels."""
+    return "" if HAS_F16C else "_without_f16c"
 
 
 def arithmetic(parameter_dtype: str) -> types.Float:
@@ -87,7 +96,7 @@ def reader(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
             for column, dtype in enumerate(dtypes):
                 address = builder.extract_value(arguments[0], column)
                 stored = builder.load(_pointer(builder, address, arguments[1], dtype, space))
-                values.append(_widened(builder, stored, dtype, number))
+                values.append(_widened(builder, stored, dtype, number, space))
             return context.make_tuple(builder, signature.return_type, values)
 
         return types.UniTuple(number, len(dtypes))(tensors, i), generate
@@ -104,9 +113,8 @@ def writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
         def generate(context, builder, signature, arguments):
             for column, dtype in enumerate(dtypes):
                 address = builder.extract_value(arguments[0], column)
-                stored = _narrowed(
-                    builder, builder.extract_value(arguments[2], column), dtype, number
-                )
+                value = builder.extract_value(arguments[2], column)
+                stored = _narrowed(builder, value, dtype, number, space)
                 builder.store(stored, _pointer(builder, address, arguments[1], dtype, space))
             return context.get_dummy_value()
 
@@ -131,7 +139,7 @@ def random_writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
                 address = builder.extract_value(tensors, column)
                 bits = _random_bits(builder, _salt(builder, key, moment, column), i)
                 value = builder.extract_value(values, column)
-                stored = _narrowed(builder, value, dtype, number, bits)
+                stored = _narrowed(builder, value, dtype, number, space, bits)
                 builder.store(stored, _pointer(builder, address, i, dtype, space))
             return context.get_dummy_value()
 
@@ -212,7 +220,9 @@ def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int 
             for column, dtype in enumerate(dtypes):
                 address = builder.extract_value(tensors, column)
                 pieces = _load_pieces(builder, address, i, dtype, width, space)
-                vectors.append([_widened(builder, stored, dtype, number) for stored in pieces])
+                vectors.append(
+                    [_widened(builder, stored, dtype, number, space) for stored in pieces]
+                )
             updated = [[] for _ in dtypes[1:]]
             for grad, param, *states in zip(*vectors):
                 grad = builder.fmul(grad, scale)
@@ -223,7 +233,7 @@ def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int 
                     updated[1 + k].append(builder.extract_value(result, [1, k]))
             for column, (dtype, values) in enumerate(zip(dtypes[1:], updated), start=1):
                 address = builder.extract_value(tensors, column)
-                stored = [_narrowed(builder, value, dtype, number) for value in values]
+                stored = [_narrowed(builder, value, dtype, number, space) for value in values]
                 _store_pieces(builder, address, i, dtype, stored, space)
             return context.get_dummy_value()
 
@@ -273,23 +283,23 @@ def _store_pieces(builder, address, i, dtype, elements, space):
         builder.store(vector, builder.bitcast(pointer, piece.as_pointer(space)), align=VECTOR)
 
 
-def _widened(builder, stored, dtype, number):
+def _widened(builder, stored, dtype, number, space):
     if dtype == "float64":
         return stored if number is types.float64 else builder.fptrunc(stored, ir.FloatType())
     if dtype == "float16":
-        stored = _from_float16(builder, stored)
+        stored = _from_float16(builder, stored, space)
     elif dtype == "bfloat16":
         stored = _float(builder, builder.shl(builder.zext(stored, _I32), _I32(16)))
     return stored if number is types.float32 else builder.fpext(stored, ir.DoubleType())
 
 
-def _narrowed(builder, value, dtype, number, random_bits=None):
+def _narrowed(builder, value, dtype, number, space, random_bits=None):
     if dtype == "float64":
         return value if number is types.float64 else builder.fpext(value, ir.DoubleType())
     if number is types.float64:
         value = builder.fptrunc(value, ir.FloatType())
     if dtype == "float16":
-        return _to_float16(builder, value)
+        return _to_float16(builder, value, space)
     if dtype == "bfloat16":
         return _to_bfloat16(builder, value, random_bits)
     return value
@@ -308,7 +318,9 @@ def _float(builder, bits):
 _BIAS_STEP = 127 - 15 << 23
 
 
-def _from_float16(builder, half):
+def _from_float16(builder, half, space):
+    if HAS_F16C or space == GLOBAL:
+        return builder.fpext(builder.bitcast(half, ir.HalfType()), ir.FloatType())
     half = builder.zext(half, _I32)
     sign = builder.shl(builder.and_(half, _I32(0x8000)), _I32(16))
     magnitude = builder.and_(half, _I32(0x7FFF))
@@ -325,7 +337,9 @@ def _from_float16(builder, half):
     return _float(builder, builder.or_(bits, sign))
 
 
-def _to_float16(builder, value):
+def _to_float16(builder, value, space):
+    if HAS_F16C or space == GLOBAL:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
     bits = _bits(builder, value)
     sign = builder.lshr(builder.and_(bits, _I32(0x80000000)), _I32(16))
     magnitude = builder.and_(bits, _I32(0x7FFFFFFF))
@@ -354,8 +368,7 @@ def _to_bfloat16(builder, value, random_bits=None):
         added = builder.and_(random_bits, _I32(0xFFFF))
     rounded = builder.lshr(builder.add(bits, added), _I32(16))
     quiet = builder.or_(upper, _I32(0x0040))
-    magnitude = builder.and_(bits, _I32(0x7FFFFFFF))
-    is_nan = builder.icmp_unsigned(">", magnitude, _I32(0x7F800000))
+    is_nan = builder.fcmp_unordered("uno", value, value)
     return builder.trunc(builder.select(is_nan, quiet, rounded), _I16)
 
 

@@ -106,8 +106,8 @@ class Adam(Optimizer):
         step = numbers["step"]
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
-        root = (1 - beta2**step) ** 0.5
-        return step_size, self._decay(group), 1 - beta1, beta2, 1 - beta2, root, group["eps"]
+        per_root = 1 / (1 - beta2**step) ** 0.5
+        return step_size, self._decay(group), 1 - beta1, beta2, 1 - beta2, per_root, group["eps"]
 
     def _decay(self, group: dict[str, Any]) -> float:
         return group["weight_decay"]
