@@ -9,8 +9,6 @@ buffer's view cannot be read; its memory belongs to the device.
 
 from __future__ import annotations
 
-import ctypes
-import math
 import re
 from typing import Any, Literal, NamedTuple
 
@@ -72,38 +70,35 @@ def view(array: Any) -> np.ndarray:
         pointer, found.stream = 0, None
     else:
         interface = array.__cuda_array_interface__
-        pointer, read_only = interface["data"]
+        pointer, _ = interface["data"]
         # Numba's own arrays say None where a stride is 0, as if they were contiguous.
         numba_array = hasattr(array, "__cuda_ndarray__")
         strides = array.strides if numba_array else interface.get("strides")
-        found = _without_touching(
-            pointer, interface["shape"], strides, _dtype(interface["typestr"])
-        )
-        found.flags.writeable = not read_only
+        found = np.asarray(
+            _Interface(interface["data"], interface["shape"], strides, interface["typestr"])
+        ).view(DeviceView)
+        # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
+        if found.dtype.str[1:] == "V2":
+            found = found.view(BFLOAT16)
         found.stream = interface.get("stream")
     found.owner = array
     found.place = f"cuda:{cuda_driver.device_of(array, pointer)}"
     return found
 
 
-def _dtype(typestr: str) -> np.dtype:
-    # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
-    return BFLOAT16 if typestr[1:] == "V2" else np.dtype(typestr)
+class _Interface:
+    """What NumPy makes an array of without looking at its elements."""
 
+    __slots__ = ("__array_interface__",)
 
-def _without_touching(
-    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype
-) -> DeviceView:
-    if 0 in shape:
-        return np.empty(shape, dtype).view(DeviceView)
-    if strides is None:
-        counts = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        strides = tuple(dtype.itemsize * count for count in counts)
-    spans = [(length - 1) * stride for length, stride in zip(shape, strides)]
-    below = -sum(span for span in spans if span < 0)
-    above = sum(span for span in spans if span > 0) + dtype.itemsize
-    memory = (ctypes.c_char * (below + above)).from_address(pointer - below)
-    return DeviceView(shape, dtype, memory, below, strides)
+    def __init__(self, data: tuple, shape: tuple, strides: tuple | None, typestr: str):
+        self.__array_interface__ = {
+            "data": data,
+            "shape": shape,
+            "strides": strides,
+            "typestr": typestr,
+            "version": 3,
+        }
 
 
 def _memory_order(c_contiguous: bool, f_contiguous: bool, aligned: bool) -> str | None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether numba's CUDA simulator stands in for a GPU."""
 
@@ -43,10 +45,15 @@ def cuda() -> Any:
     return cuda
 
 
-def device_of(pointer: int) -> int:
-    """The number of the device on which an address lies."""
+def device_of(array: Any, pointer: int) -> int:
+    """The number of the device on which an array lies, whose first element is at `pointer`."""
     if SIMULATED or len(cuda().gpus) == 1:
         return 0
+    memory = getattr(array, "gpu_data", None)  # of Numba's arrays
+    if memory is not None:
+        return int(memory.context.device.id)
+    if not pointer:  # an array without elements
+        return int(cuda().get_current_device().id)
     from cuda.bindings import driver
 
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -54,3 +61,24 @@ def device_of(pointer: int) -> int:
     if error != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"CUDA does not know the device of address {pointer:#x}: {error}")
     return int(ordinal)
+
+
+def need_context() -> None:
+    """Make a context current if this thread has none, as one that never used CUDA before."""
+    from cuda.bindings import driver
+
+    if not int(driver.cuCtxGetCurrent()[1]):
+        cuda().current_context()
+
+
+def send(array: np.ndarray, address: int, stream: Any) -> None:
+    """Put a contiguous host array's bytes at an address, in a stream's order, without waiting.
+
+    The array may be changed as soon as this returns.
+    """
+    from cuda.bindings import driver
+
+    size = array.nbytes
+    (error,) = driver.cuMemcpyHtoDAsync(address, array.ctypes.data, size, stream.handle)
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"{size} bytes could not be sent to a CUDA device: {error}")

@@ -34,9 +34,7 @@ class _OverTable:
         self._table = self._laid_out(columns, keys)
         self._reductions: dict[Any, Callable[[], np.ndarray]] = {}
 
-    def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None
-    ) -> Any:
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         return import_module(".table", __name__).Table(columns, self._target, self._stream, keys)
 
     def _with_copies(self, run: Callable[[], object]) -> Callable[[], object]:
@@ -54,6 +52,10 @@ class _OverTable:
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
+        return self._reduction(norm_type)(), self._table.chunks[:, 0]
+
+    def _reduction(self, norm_type: float) -> Callable[[], np.ndarray]:
+        """What reduces the first column, ready to be called."""
         if norm_type not in self._reductions:
             reduction = reductions.reduction_for(norm_type)
             start = reductions.START.get(reduction, 0.0)
@@ -61,7 +63,7 @@ class _OverTable:
                 reduction, self._table, start, norm_type, self._stream
             )
         self._table.gather()
-        return self._reductions[norm_type](), self._table.chunks[:, 0]
+        return self._reductions[norm_type]
 
 
 class Launch(_OverTable):
@@ -90,7 +92,8 @@ class Launch(_OverTable):
         self._bind()
 
     def _bind(self) -> None:
-        update = self._target.bind(
+        self._clip: Any = None
+        self._update = update = self._target.bind(
             self._rule,
             self._table,
             self._scalars,
@@ -123,18 +126,38 @@ class Launch(_OverTable):
         """Let the next `run` multiply gradients by one more factor."""
         self._scalars[0] *= factor
 
+    def clip_on_device(
+        self, others: Sequence[Launch], max_norm: float
+    ) -> Callable[[], float] | None:
+        """Clip these launches' common norm without the host, if they are all on one GPU.
+
+        Returns:
+            A function that waits for the norm before clipping; None if this cannot be done.
+        """
+        launches = [self, *others]
+        kinds = {
+            (launch._table.device, launch._scalars.dtype, launch._stream) for launch in launches
+        }
+        if self._table.device == "cpu" or len(kinds) > 1:
+            return None
+        kept = None if self._clip is None else self._clip[0]
+        reduced = [launch._reduction(2.0) for launch in launches]
+        if kept != launches:
+            updates = [launch._update for launch in launches]
+            mirror = self._target.on_device(self._table, self._stream)
+            self._clip = launches, self._target.Clip(updates, reduced, mirror)
+        return self._clip[1](max_norm)
+
 
 class RowLaunch(Launch):
     """The launch for one tensor with a sparse gradient: it is laid out anew for other rows."""
 
-    def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None
-    ) -> Any:
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         self._columns, self._keys = columns, keys
         (gradient,), *tensors = columns
         key = None if keys is None else keys[0]
         table = import_module(".table", __name__)
-        return table.rows_of(gradient, [tensor for (tensor,) in tensors], self._target, key)
+        return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
         self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)
@@ -161,8 +184,8 @@ class Batch(_OverTable):
 
 
 def clip(
-    launches: Sequence[Launch], max_norm: float | None, inverse_scale: float = 1.0
-) -> float:
+    launches: Sequence[Launch], max_norm: float | None, inverse_scale: float | None = None
+) -> float | Callable[[], float]:
     """Let the next `run` of all launches unscale gradients and clip their common norm.
 
     No gradient is written: the factor goes into the update.
@@ -170,15 +193,21 @@ def clip(
     Args:
         launches: the launches whose gradients belong together.
         max_norm: the norm that unscaled gradients may have at most; None, any.
-        inverse_scale: what gradients are to be multiplied by before anything else.
+        inverse_scale: what gradients are to be multiplied by before anything else. Default: None,
+            they are not scaled.
 
     Returns:
-        The norm of the unscaled gradients before clipping; inf or NaN if any of them is.
+        The norm of the unscaled gradients before clipping; inf or NaN if any of them is. Where
+        everything happens on one GPU, a function that waits for it, since nothing here does.
     """
+    if launches and max_norm is not None and inverse_scale is None:
+        norm = launches[0].clip_on_device(launches[1:], max_norm)
+        if norm is not None:
+            return norm
     reduced = [launch.reduce(2.0) for launch in launches]
     total = reductions.norm(2.0, [r for r, _ in reduced], [owners for _, owners in reduced])
-    total *= inverse_scale
-    factor = inverse_scale
+    factor = 1.0 if inverse_scale is None else inverse_scale
+    total *= factor
     if max_norm is not None:
         factor *= reductions.clip_factor(max_norm, total)
     for launch in launches:

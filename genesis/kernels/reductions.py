@@ -35,7 +35,19 @@ def smallest(total, value, exponent):
     return total if size >= total or total != total else size
 
 
+def root(total):
+    return math.sqrt(total)
+
+
+def added(total, other, exponent):
+    return total + other
+
+
 START = {smallest: math.inf}
+"""What a total begins with, where that is not 0."""
+
+COMBINED = {largest: largest, smallest: smallest}
+"""How two totals become one, where they are not added."""
 
 
 def reduction_for(norm_type: float) -> Callable:
@@ -73,12 +85,15 @@ def norm(norm_type: float, results: Sequence[np.ndarray], owners: Sequence[np.nd
         return float(np.float64(total) ** (1 / norm_type))
 
 
+EPSILON = 1e-6
+
+
 def clip_factor(max_norm: float, total_norm: float) -> float:
     """What gradients of norm `total_norm` are multiplied by: at most 1, and NaN for NaN.
 
     The small number beside the norm is torch's, which avoids a division by 0 with it.
     """
-    factor = max_norm / (total_norm + 1e-6)
+    factor = max_norm / (total_norm + EPSILON)
     return 1.0 if factor > 1 else factor
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from types import FunctionType, SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -16,11 +17,28 @@ import numpy as np
 from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
-    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "first_aligned", "lane_updater", "lanes",
-    "reader", "scalars", "writer",
+    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "device_function", "first_aligned",
+    "lane_updater", "lanes", "reader", "scalars", "writer",
 ]  # fmt: skip
 
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+# What rules find in `math`: where Python raises an error, a GPU gives NaN or infinity.
+_MATH = SimpleNamespace(sqrt=np.sqrt, fabs=np.fabs)
+
+
+@lru_cache(maxsize=None)
+def device_function(function):
+    """The function with a GPU's arithmetic: in the type of its arguments, and without errors."""
+    names = {**function.__globals__, "math": _MATH}
+    quiet = FunctionType(function.__code__, names, function.__name__, None, function.__closure__)
+
+    def call(*arguments):
+        with np.errstate(all="ignore"):
+            return quiet(*arguments)
+
+    return call
 
 
 def _memory(address, i, dtype, count=1):
@@ -54,8 +72,9 @@ def reader(dtypes, number, space=GLOBAL):
 @lru_cache(maxsize=None)
 def writer(dtypes, number, space=GLOBAL):
     def write(tensors, i, values):
-        for address, dtype, value in zip(tensors, dtypes, values):
-            _memory(address, i, dtype)[0] = value
+        with np.errstate(all="ignore"):
+            for address, dtype, value in zip(tensors, dtypes, values):
+                _memory(address, i, dtype)[0] = value
 
     return write
 
@@ -85,10 +104,11 @@ def lane_updater(rule, dtypes, number, space=GLOBAL):
             if (address + i * BYTES[dtype]) % VECTOR:
                 raise RuntimeError("a vector of elements that is not aligned")
         columns = [_memory(a, i, dtype, width) for a, dtype in zip(tensors, dtypes)]
-        for lane in range(width):
-            grad, param, *state = (kind(column[lane]) for column in columns)
-            param, state = rule(param, grad * scale, tuple(state), hyper)
-            for column, value in zip(columns[1:], (param, *state)):
-                column[lane] = value
+        with np.errstate(all="ignore"):
+            for lane in range(width):
+                grad, param, *state = (kind(column[lane]) for column in columns)
+                param, state = rule(param, grad * scale, tuple(state), hyper)
+                for column, value in zip(columns[1:], (param, *state)):
+                    column[lane] = value
 
     return update_lanes

@@ -25,7 +25,7 @@ _SOURCES = __version__.encode() + b"".join(path.read_bytes() for path in sorted(
 _said = False
 
 
-def specialised(template: FunctionType, name: str, names: dict[str, Any], rule: Any = None):
+def specialised(template: Any, name: str, names: dict[str, Any], rule: Any = None) -> Any:
     """A copy of `template` whose globals include `names`, ready for compilation with a cache.
 
     Numba finds a function's machine code again by its file, its qualified name and its code. What

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from .. import buffers
-from ..sparse import RowsView, sorted_rows
+from ..sparse import RowsView
 from . import rules, storage
 
 
@@ -42,7 +43,11 @@ class Table:
         bytes_of_column, bytes_moved: the size of each column, and what an update reads and writes.
         streams: the streams on which producers of the arrays say that they work.
         on_change: called, if set, with the rows whose addresses have changed.
+        mirror: the target's copy of the table, if it keeps one.
+        scattered: whether chunks are short pieces of memory far from each other.
     """
+
+    scattered = False
 
     def __init__(
         self,
@@ -55,7 +60,11 @@ class Table:
         self._stream = stream
         self._streams: list[set[int]] = [set() for _ in columns]
         self.on_change: Callable[[np.ndarray], None] | None = None
+        self.mirror: Any = None
         self._first_written = min(1, len(columns) - 1)
+        # Kernels see addresses only, so the arrays must live as long as the table; gradients, which
+        # come and go, as long as their parameters hold them.
+        self._held = columns[self._first_written :]
         parameters = columns[self._first_written]
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
@@ -94,7 +103,9 @@ class Table:
                 self._copies[row, column] = arrays[row], copy
                 flat[row] = copy
         if self.device != "cpu":
-            self._streams[column] = {s for array in arrays if (s := array.stream) is not None}
+            self._streams[column] = {
+                s for a in arrays if (s := getattr(a, "stream", None)) is not None
+            }
         addresses = self._target.addresses(flat)
         changed = np.flatnonzero(self.addresses[:, column] != addresses)
         self.addresses[:, column] = addresses
@@ -113,104 +124,147 @@ class Table:
                 self._target.copy(array, copy, self._stream)
 
 
-class RowTable:
-    """Rows of a few tensors as a table: each row of `addresses` is one row of every tensor.
-
-    Addresses are computed, not looked up, so that rows cost no Python objects. A tensor whose rows
-    do not lie flat in C order is represented by a copy of just these rows.
+class AddressTable:
+    """Pieces of memory of one size as a table, given their addresses.
 
     Args:
-        columns: for each column its tensor's view and which rows of it, int64; as many in each column,
-            all of one shape. As in `Table`, the first column is only read.
-        target: the module that compiles and launches for the CPU.
-        key: with it each row gets a number of its own behind its addresses. Default: None, none.
-        before: called before each launch, to make what the first column holds. Default: None.
+        addresses, chunks: see above.
+        storages: the storage type of each column.
+        size: the number of elements in a row.
 
     Attributes:
         see `Table`.
     """
 
     device = "cpu"
+    scattered = True
+    has_copies = False
+
+    def __init__(
+        self, addresses: np.ndarray, chunks: np.ndarray, storages: tuple[str, ...], size: int
+    ):
+        self.addresses = addresses
+        self.chunks = chunks
+        self.storages = storages
+        self.arithmetic = storage.arithmetic(storages[1]).name
+        self.bytes_of_column = [len(addresses) * size * storage.BYTES[name] for name in storages]
+        self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
+
+
+class RowTable(AddressTable):
+    """The rows of a parameter and its state that a sparse gradient has, as a table.
+
+    Addresses are computed, not looked up, so that rows cost no Python objects. A tensor whose rows
+    do not lie flat in C order is represented by a copy of just these rows, and rows of the gradient
+    that are there several times by their sum.
+
+    Args:
+        gradient: the view of the gradient's values.
+        tensors: the views of the parameter and each of its state buffers.
+        target: the module that compiles and launches for the CPU.
+        key: with it each row gets a number of its own behind its addresses. Default: None, none.
+    """
 
     def __init__(
         self,
-        columns: Sequence[tuple[np.ndarray, np.ndarray]],
+        gradient: RowsView,
+        tensors: Sequence[np.ndarray],
         target: ModuleType,
         key: int | None = None,
-        before: Callable[[], None] | None = None,
     ):
-        parameter, rows = columns[1]
-        size = math.prod(parameter.shape[1:])
-        self.storages = tuple(buffers.layout(array).dtype for array, _ in columns)
-        self.arithmetic = storage.arithmetic(self.storages[1]).name
-        self.addresses = np.empty((len(rows), len(columns) + (key is not None)), np.int64)
-        if key is not None:
-            self.addresses[:, -1] = key + ((rows + 1) << 32)
-        self.chunks = cut(np.full(len(rows), size), target.CHUNK)
-        self.elements = len(rows) * size
-        self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
-        self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
-        self._before = before
-        self._copies: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
-        for column, (array, chosen) in enumerate(columns):
-            if not (array[:1].flags.c_contiguous and array.flags.aligned):
-                copy = np.empty((len(chosen), *array.shape[1:]), array.dtype)
-                self._copies.append((array, chosen, copy, column > 0))
-                array, chosen = copy, np.arange(len(chosen))
-            (first,) = target.addresses([array])
-            self.addresses[:, column] = first + chosen * array.strides[0]
-        # Addresses alone keep no memory alive.
-        self._columns = columns
-
-    @property
-    def has_copies(self) -> bool:
-        """Whether `gather` and `scatter` have anything to do."""
-        return bool(self._copies) or self._before is not None
+        values, indices = gradient.view(np.ndarray), gradient.indices
+        self._before: list[Callable[[], object]] = []
+        if not _has_flat_rows(values):
+            flat = np.empty(values.shape, values.dtype)
+            self._before.append(partial(np.copyto, flat, values))
+            values = flat
+        columns = [values, *tensors]
+        copied = [not _has_flat_rows(array) for array in columns]
+        for column in np.flatnonzero(copied):
+            columns[column] = np.empty((len(indices), *values.shape[1:]), columns[column].dtype)
+        origins = target.addresses(columns).tolist()
+        strides = [array.strides[0] for array in columns]
+        if key is not None:  # as if it were an address: a number that grows from row to row
+            origins.append(key)
+            strides.append(1 << 32)
+            copied.append(False)
+        size = math.prod(values.shape[1:])
+        addresses = np.empty((len(indices), len(origins)), np.int64)
+        chunks = np.empty((len(indices), 3), np.int64)
+        rows = np.empty(len(indices), np.int64)
+        places = np.empty((2, len(indices)), np.int64)
+        pattern = np.array([origins, strides, copied])
+        largest = gradient.largest
+        count = target.find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
+        chunks = chunks[:count]
+        if not 0 < size <= target.CHUNK:
+            chunks = cut(np.full(count, size), target.CHUNK)
+        storages = tuple(buffers.layout(array).dtype for array in columns)
+        if count < len(indices):
+            number = storage.arithmetic(storages[0]).name
+            place = places[1]
+            # One column has one type: where sums have that of the values, only rows need one that
+            # are there several times.
+            summed = np.bincount(place, minlength=count) > (1 if number == storages[0] else 0)
+            slots = np.cumsum(summed) - 1
+            needed = summed[place]
+            places = np.stack([places[0, needed], slots[place[needed]]], axis=1)
+            sums = np.empty((slots[-1] + 1, *values.shape[1:]), number)
+            self._before.append(_summing(values, sums, places, target))
+            storages = number, *storages[1:]
+            (first,) = target.addresses([sums])
+            addresses[:count, 0][summed] = first + np.arange(len(sums)) * sums.strides[0]
+            columns.append(sums)
+        super().__init__(addresses[:count], chunks, storages, size)
+        self._columns = columns  # addresses alone keep no memory alive
+        self._copies = [
+            (original, rows[:count], copy[:count])
+            for original, copy, is_copy in zip(tensors, columns[1:], copied[1 : len(tensors) + 1])
+            if is_copy
+        ]
+        self.has_copies = bool(self._copies or self._before)
 
     def gather(self) -> None:
         """Before a launch: make the gradients, and bring the copies of rows up to date."""
-        if self._before is not None:
-            self._before()
-        for array, rows, copy, _ in self._copies:
+        for prepare in self._before:
+            prepare()
+        for array, rows, copy in self._copies:
             copy[...] = array[rows]
 
     def scatter(self) -> None:
         """After a launch: write the copies of updated rows back to where they came from."""
-        for array, rows, copy, written in self._copies:
-            if written:
-                array[rows] = copy
+        for array, rows, copy in self._copies:
+            array[rows] = copy
 
 
-def rows_of(
-    gradient: RowsView, tensors: Sequence[np.ndarray], target: ModuleType, key: int | None = None
-) -> RowTable:
-    """The table of the rows that a sparse gradient has.
+def _has_flat_rows(array: np.ndarray) -> bool:
+    return array[:1].flags.c_contiguous and array.flags.aligned
 
-    Args:
-        gradient: the view of its values.
-        tensors: the views of the parameter and each of its state buffers.
-        target, key: see `RowTable`.
-    """
-    order, first = sorted_rows(gradient.indices)
-    rows = gradient.indices[order[first]]
-    values = gradient.view(np.ndarray)
-    if len(rows) == len(order):
-        return RowTable([(values, order), *((tensor, rows) for tensor in tensors)], target, key)
-    # Repeated rows are summed first, in the type of arithmetic and in the order in which they came.
-    number = storage.arithmetic(buffers.layout(values).dtype).name
-    sums = np.empty((len(rows), *values.shape[1:]), number)
-    places = np.repeat(np.arange(len(rows)), np.diff(first, append=len(order)))
-    summing = RowTable([(values, order), (sums, places)], target)
-    summing.bytes_moved = 0  # several rows go to one place: this is for one thread
-    add = target.bind(rules.accumulate, summing, np.ones(1, number))
+
+def _summing(
+    values: np.ndarray, sums: np.ndarray, places: np.ndarray, target: ModuleType
+) -> Callable[[], None]:
+    """A function that adds up rows: `places` has pairs of a row of `values` and one of `sums`."""
+    size = math.prod(values.shape[1:])
+    origins = target.addresses([values, sums])
+    strides = values.strides[0], sums.strides[0]
+    addresses = origins + places * strides
+    if 0 < size <= target.CHUNK:
+        chunks = np.zeros((len(addresses), 3), np.int64)
+        chunks[:, 0] = np.arange(len(addresses))
+        chunks[:, 2] = size
+    else:
+        chunks = cut(np.full(len(addresses), size), target.CHUNK)
+    storages = buffers.layout(values).dtype, buffers.layout(sums).dtype
+    table = AddressTable(addresses, chunks, storages, size)
+    table.bytes_moved = 0  # several rows go to one place: this is for one thread
+    add = target.bind(rules.accumulate, table, np.ones(1, sums.dtype))
 
     def sum_up() -> None:
         sums.fill(0)
-        summing.gather()
         add()
 
-    columns = [(sums, np.arange(len(rows))), *((tensor, rows) for tensor in tensors)]
-    return RowTable(columns, target, key, sum_up)
+    return sum_up
 
 
 def cut(sizes: Sequence[int] | np.ndarray, chunk: int) -> np.ndarray:

@@ -40,7 +40,6 @@ class Optimizer:
             them may be changed between steps.
         state: a dict from each parameter to a dict of its state buffers and the int "step".
         defaults: as given.
-        grad_norm: the norm of all gradients at the last `step(max_norm=...)`, before clipping.
         step_skipped: whether the last step that a loss scaler took found inf or NaN and did nothing.
 
     Raises:
@@ -62,7 +61,7 @@ class Optimizer:
         self.defaults = {**defaults, **options}
         self.state = State()
         self.param_groups: list[dict[str, Any]] = []
-        self.grad_norm: float | None = None
+        self._grad_norm: float | Callable[[], float] | None = None
         self.step_skipped = False
         self._step_count = 0
         self._stream: Any = None
@@ -179,10 +178,9 @@ class Optimizer:
         plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in plans for bucket in plan.buckets]
-            scale = 1.0 if inverse_scale is None else inverse_scale
-            self.grad_norm = kernels.clip(launches, max_norm, scale)
-            self.step_skipped = inverse_scale is not None and not math.isfinite(self.grad_norm)
-            if self.step_skipped:
+            self._grad_norm = norm = kernels.clip(launches, max_norm, inverse_scale)
+            if inverse_scale is not None and not math.isfinite(norm):  # type: ignore[arg-type]
+                self.step_skipped = True
                 return self if closure is None else loss
         if plans != self._plans:
             self._adopt(plans)
@@ -190,6 +188,16 @@ class Optimizer:
             plan.run()
         self._step_count += 1
         return self if closure is None else loss
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients at the last `step(max_norm=...)`, before clipping, else None.
+
+        On a GPU, where `step` itself waits for nothing, asking for it waits for the step.
+        """
+        if callable(self._grad_norm):
+            self._grad_norm = self._grad_norm()
+        return self._grad_norm
 
     def _hooked_step(
         self,
@@ -202,7 +210,7 @@ class Optimizer:
         After a step that was left out no hook is called.
         """
         args: tuple = (self,) if closure is None else (self, closure)
-        kwargs = {} if max_norm is None else {"max_norm": max_norm}
+        kwargs: dict[str, Any] = {} if max_norm is None else {"max_norm": max_norm}
         own = self._hooks or hooks.Hooks()
         for hook in [*hooks.every_step_pre.values(), *own.step_pre.values()]:
             changed = hook(self, args, kwargs)
@@ -500,12 +508,18 @@ class Optimizer:
                     loaded[name] = int(value)
                 continue
             array = buffers.as_host(value, what)
-            if array.shape != parameter.shape:
+            shape = self._state_shape(name, parameter)
+            if array.shape != shape:
                 raise ValueError(
                     f"{what} has shape {array.shape}, but the parameter has {parameter.shape}"
+                    + ("" if shape == parameter.shape else f", which makes it {shape}")
                 )
             loaded[name] = buffers.copy_beside(array, parameter._view)
         return loaded
+
+    def _state_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:
+        """The shape of a parameter's state buffer of this name."""
+        return parameter.shape
 
     # ---- hooks ----
 
@@ -595,7 +609,14 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
-        return {**self.__dict__, "state": state, "_stream": None, "_plans": [], "_hooks": None}
+        return {
+            **self.__dict__,
+            "state": state,
+            "_grad_norm": self.grad_norm,
+            "_stream": None,
+            "_plans": [],
+            "_hooks": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -157,7 +157,8 @@ class Plan:
                 return False
             self._data_edits = data_edits()
         for bucket in self.buckets:
-            bucket.launch.refresh_gradients([p._grad_view for p in bucket.parameters])
+            views = [p._grad_view for p in bucket.parameters]
+            bucket.launch.refresh_gradients(views)  # type: ignore[arg-type]
         self._versions = versions
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -60,7 +61,7 @@ def check(group: dict[str, Any]) -> None:
         raise ValueError(f"Invalid state_dtype: {state_dtype!r}, expected None or one of {known}")
 
 
-def check_names(optimizer: Any, options: dict[str, Any]) -> None:
+def check_names(optimizer: Any, options: Mapping[str, Any]) -> None:
     """Raise TypeError for keyword arguments that nobody takes."""
     for name in options:
         if name not in Options.__annotations__:

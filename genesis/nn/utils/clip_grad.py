@@ -11,6 +11,7 @@ import numpy as np
 from ... import buffers, kernels
 from ...kernels import reductions, transforms
 from ...parameter import Parameter
+from ...sparse import SparseGrad
 
 
 def check_max_norm(max_norm: Any) -> float:
@@ -50,7 +51,7 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     """
     if buffers.is_array(tensors):
         tensors = [tensors]
-    views = [buffers.check(tensor, "a tensor") for tensor in tensors]
+    views = [buffers.check(_summed(tensor), "a tensor") for tensor in tensors]
     norm_type = _checked_norm_type(norm_type)
     reduced = [batch.reduce(norm_type) for batch in _batches(views)]
     total = reductions.norm(
@@ -158,6 +159,12 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
 
 def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place."""
+    parameters = _listed(parameters)
+    if any(isinstance(p.grad, SparseGrad) for p in parameters):
+        raise TypeError(
+            "a SparseGrad cannot be clipped by value, since repeated rows are yet to be summed: clip "
+            "the norm, or assign grad.coalesced() and clip the array in its values"
+        )
     _transform(parameters, transforms.clamp, (lower, upper))
 
 
@@ -178,6 +185,11 @@ def _listed(parameters: Any) -> list[Parameter]:
         if not isinstance(parameter, Parameter):
             raise TypeError(f"expected Parameters, but got {type(parameter).__name__}")
     return listed
+
+
+def _summed(tensor: Any) -> Any:
+    """The tensor itself, or of a sparse gradient all that is not zero."""
+    return tensor.coalesced().values if isinstance(tensor, SparseGrad) else tensor
 
 
 def _checked_norm_type(norm_type: Any) -> float:

@@ -1,0 +1,575 @@
+"""L-BFGS: a quasi-Newton method for smooth functions that are evaluated on all data at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import buffers, kernels
+from ..kernels import rules
+from ..parameter import Parameter
+from . import checks
+from .optimizer import Optimizer
+from .per_tensor import refuse_options
+
+Vector = np.ndarray
+"""All parameters, or all gradients, one behind the other: float64 if one of them is, else float32."""
+
+
+class LBFGS(Optimizer):
+    r"""L-BFGS: Newton steps with an inverse Hessian estimated from the last gradients.
+
+    With parameters :math:`\theta_k`, gradients :math:`g_k`, and pairs
+    :math:`s_k = \theta_{k+1} - \theta_k`, :math:`y_k = g_{k+1} - g_k`, each iteration is
+
+    .. math::
+        d_k &= - H_k \, g_k, \qquad
+        H_{k+1} = V_k^\top H_k V_k + \rho_k s_k s_k^\top, \quad
+        V_k = I - \rho_k y_k s_k^\top, \quad \rho_k = \frac{1}{y_k^\top s_k} \\
+        \theta_{k+1} &= \theta_k + t_k \, d_k
+
+    where :math:`H_k` is never formed: the last `history_size` pairs give its product with
+    :math:`g_k`, starting from :math:`\frac{y^\top s}{y^\top y} I`. The step length :math:`t_k` is `lr`,
+    or found from there by a search for the strong Wolfe conditions. A pair with
+    :math:`y^\top s \le 10^{-10}` is left out.
+
+    One `step` does up to `max_iter` iterations and calls its closure each time anew, so a closure is
+    required; it must compute the loss and set the gradients of all parameters, on the same data
+    every time. A parameter without gradient counts as one with a gradient of zeros. There can be
+    only one group. Vectors are kept on the host (parameters and gradients on a GPU are copied there
+    and back at each evaluation) and worked on by BLAS and by fused kernels.
+
+    Args:
+        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of one group dict.
+        lr: step length, at least 0; with a line search the first one to be tried. The very first
+            iteration uses `lr * min(1, 1 / sum(abs(gradient)))`. Default: 1.
+        max_iter: iterations in one step, at least 1. Default: 20.
+        max_eval: closure calls after which a step does no further iteration, at least 1.
+            Default: None, `max_iter * 5 // 4`.
+        tolerance_grad: a step ends when no element of the gradient is larger, at least 0.
+            Default: 1e-7.
+        tolerance_change: a step ends when neither the loss nor any element of a parameter changes
+            by more, at least 0. Default: 1e-9.
+        history_size: pairs that are kept, each of twice the parameters' size, at least 1.
+            Default: 100.
+        line_search_fn: None or "strong_wolfe". Default: None.
+
+    Returns:
+        `step(closure)` returns what the first call of the closure returned.
+
+    Raises:
+        TypeError: no closure, a closure that returns no number, a sparse gradient, or a
+            hyper-parameter of a wrong type.
+        ValueError: several groups, `max_norm`, or an impossible hyper-parameter. If a closure raises
+            or returns no number in the middle of a step, the parameters and the state are put back
+            to where they were before the step.
+
+    State, kept under the first parameter: "func_evals", "n_iter", and after the first iteration "d"
+    (the direction), "t" (the step length), "old_dirs" (:math:`y`), "old_stps" (:math:`s`), "ro"
+    (:math:`\rho`), "H_diag", "prev_flat_grad", "prev_loss", "al".
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> x = np.array([-1.5, 2.0])
+        >>> p = genesis.Parameter(x)
+        >>> opt = genesis.optim.LBFGS([p], line_search_fn="strong_wolfe")
+        >>> def rosenbrock():
+        ...     a, b = x
+        ...     p.grad = np.array([2 * (a - 1) - 400 * a * (b - a * a), 200 * (b - a * a)])
+        ...     return (1 - a) ** 2 + 100 * (b - a * a) ** 2
+        >>> for _ in range(3):
+        ...     _ = opt.step(rosenbrock)
+        >>> x.round(5)
+        array([1., 1.])
+
+    References:
+        Liu, Nocedal: On the limited memory BFGS method for large scale optimization. Mathematical
+        Programming 45, 1989, https://doi.org/10.1007/BF01589116. Nocedal, Wright: Numerical
+        optimization, 2006, algorithms 3.5 and 3.6 (line search), 7.4 and 7.5.
+    """
+
+    _numbers = ("func_evals", "n_iter")
+    _sometimes = (
+        "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ):
+        if max_eval is None and isinstance(max_iter, (int, np.integer)):
+            max_eval = max(1, max_iter * 5 // 4)
+        defaults = {
+            "lr": lr,
+            "max_iter": max_iter,
+            "max_eval": max_eval,
+            "tolerance_grad": tolerance_grad,
+            "tolerance_change": tolerance_change,
+            "history_size": history_size,
+            "line_search_fn": line_search_fn,
+        }
+        super().__init__(params, defaults)
+
+    def _check_all(self, group: dict[str, Any]) -> None:
+        refuse_options(self, group)
+        super()._check_all(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        checks.number(group, "lr", "learning rate")
+        checks.number(group, "tolerance_grad")
+        checks.number(group, "tolerance_change")
+        for name in ("max_iter", "max_eval", "history_size"):
+            value = group[name]
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"Invalid {name} value: {value!r}, expected an int")
+            if value < 1:
+                raise ValueError(f"Invalid {name} value: {value}, expected at least 1")
+        if group["line_search_fn"] not in (None, "strong_wolfe"):
+            raise ValueError(
+                f"Invalid line_search_fn: {group['line_search_fn']!r}, only 'strong_wolfe' is "
+                "supported, or None"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the group of parameters; ValueError if there is one already."""
+        if self.param_groups:
+            raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
+        super().add_param_group(param_group)
+
+    # ---- the step ----
+
+    def _step(
+        self,
+        closure: Callable[[], Any] | None,
+        max_norm: float | None,
+        inverse_scale: float | None = None,
+    ) -> Any:
+        if closure is None or not callable(closure):
+            raise TypeError(
+                "LBFGS evaluates the loss several times in a step, so it needs a function that "
+                f"does: step(closure), but got {closure!r}"
+            )
+        if max_norm is not None:
+            raise ValueError(
+                "LBFGS does not take max_norm: a clipped gradient is not that of the loss, which "
+                "the search for a step relies on"
+            )
+        if inverse_scale is not None:
+            raise ValueError("LBFGS does not work with a loss scaler: it needs the loss as it is")
+        (group,) = self.param_groups
+        self._check_all(group)
+        parameters = group["params"]
+        history = _History.of(self.state.get(parameters[0]) or {})
+        problem = _Problem(parameters, closure, self._check_gradient, group)
+        start = problem.point()
+        try:
+            first_loss = _iterate(problem, start.copy(), history, group)
+        except BaseException:
+            problem.move_to(start)
+            raise
+        history.func_evals += problem.calls
+        self.state[parameters[0]] = history.entries(group["history_size"])
+        self._step_count += 1
+        return first_loss
+
+    # ---- state ----
+
+    def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
+        return {parameter: dict(entries) for parameter, entries in self.state.items()}
+
+    def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
+        entries = {name: value for name, value in entries.items() if value is not None}
+        if not entries:
+            return {}
+        missing = {*self._numbers} - entries.keys()
+        unknown = entries.keys() - {*self._numbers, *self._sometimes}
+        if missing or unknown:
+            wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
+            raise ValueError(
+                f"loaded state of parameter {number} has {wrong}: was it saved by another optimizer "
+                "than LBFGS?"
+            )
+        loaded: dict[str, Any] = {name: int(entries[name]) for name in self._numbers}
+        if loaded["n_iter"] == 0:
+            return loaded
+        missing = {*self._sometimes} - {"al"} - entries.keys()
+        if missing:
+            raise ValueError(f"loaded state of parameter {number} has no {sorted(missing)}")
+        parameters = self._parameters()
+        dtype = _arithmetic(parameters)
+        size = sum(p.size for p in parameters)
+
+        def vector(value: Any, name: str) -> Vector:
+            what = f"loaded state {name!r} of parameter {number}"
+            array = buffers.as_host(value, what)
+            if array.shape != (size,):
+                raise ValueError(f"{what} has shape {array.shape}, but all parameters have {size}")
+            return np.array(array, dtype)
+
+        for name in ("d", "prev_flat_grad"):
+            loaded[name] = vector(entries[name], name)
+        for name in ("t", "H_diag", "prev_loss"):
+            loaded[name] = float(entries[name])
+        for name in ("old_dirs", "old_stps"):
+            loaded[name] = [vector(value, name) for value in entries[name]]
+        loaded["ro"] = [float(value) for value in entries["ro"]]
+        if not len(loaded["ro"]) == len(loaded["old_dirs"]) == len(loaded["old_stps"]):
+            raise ValueError(
+                f"loaded state of parameter {number} has 'old_dirs', 'old_stps' and 'ro' of "
+                "different lengths"
+            )
+        loaded["al"] = [0.0 if a is None else float(a) for a in entries.get("al", ())]
+        return loaded
+
+
+class _History:
+    """What is known from earlier iterations: the state, as Python objects."""
+
+    func_evals = 0
+    n_iter = 0
+    direction: Vector | None = None
+    length = 0.0
+    gradient: Vector | None = None
+    loss = 0.0
+    scale = 1.0
+
+    def __init__(self) -> None:
+        self.gradient_changes: list[Vector] = []
+        self.moves: list[Vector] = []
+        self.curvatures: list[float] = []
+
+    @classmethod
+    def of(cls, entries: dict[str, Any]) -> _History:
+        """The history that state holds, in lists of its own."""
+        history = cls()
+        history.func_evals = entries.get("func_evals", 0)
+        history.n_iter = entries.get("n_iter", 0)
+        if history.n_iter:
+            history.direction = entries["d"]
+            history.length = entries["t"]
+            history.gradient_changes = list(entries["old_dirs"])
+            history.moves = list(entries["old_stps"])
+            history.curvatures = list(entries["ro"])
+            history.scale = entries["H_diag"]
+            history.gradient = entries["prev_flat_grad"]
+            history.loss = entries["prev_loss"]
+        return history
+
+    def entries(self, history_size: int) -> dict[str, Any]:
+        """The state under torch's names."""
+        counts = {"func_evals": self.func_evals, "n_iter": self.n_iter}
+        if not self.n_iter:
+            return counts
+        return {
+            **counts,
+            "d": self.direction,
+            "t": self.length,
+            "old_dirs": self.gradient_changes,
+            "old_stps": self.moves,
+            "ro": self.curvatures,
+            "H_diag": self.scale,
+            "prev_flat_grad": self.gradient,
+            "prev_loss": self.loss,
+            "al": [0.0] * history_size,  # torch's working space: it wants one place a pair
+        }
+
+    def take(self, gradient: Vector, history_size: int) -> None:
+        """Learn from the gradient where the last move has led."""
+        assert self.direction is not None
+        assert self.gradient is not None
+        change = gradient - self.gradient
+        move = self.direction * change.dtype.type(self.length)
+        curvature = float(np.dot(change, move))
+        if curvature > 1e-10:
+            while len(self.moves) >= history_size:
+                del self.gradient_changes[0], self.moves[0], self.curvatures[0]
+            self.gradient_changes.append(change)
+            self.moves.append(move)
+            self.curvatures.append(1.0 / curvature)
+            self.scale = curvature / float(np.dot(change, change))
+
+    def newton_direction(self, gradient: Vector) -> Vector:
+        """Minus the estimated inverse Hessian times the gradient, by the two-loop recursion."""
+        direction = -gradient
+        add = _Adder(direction)
+        weights = []
+        pairs = list(zip(self.gradient_changes, self.moves, self.curvatures))
+        for change, move, curvature in reversed(pairs):
+            weights.append(float(np.dot(move, direction)) * curvature)
+            add(-weights[-1], change)
+        direction *= direction.dtype.type(self.scale)
+        for change, move, curvature in pairs:
+            add(weights.pop() - float(np.dot(change, direction)) * curvature, move)
+        return direction
+
+
+class _Adder:
+    """Adds multiples of other vectors to one vector, in one pass over memory each."""
+
+    def __init__(self, vector: Vector):
+        self._vector = vector
+        self._launch: kernels.Launch | None = None
+
+    def __call__(self, factor: float, other: Vector) -> None:
+        if self._launch is None:
+            self._launch = kernels.prepare(rules.accumulate, [[other], [self._vector]], 0)
+        else:
+            self._launch.refresh_gradients([other])
+        with np.errstate(over="ignore"):
+            self._launch.set_scalars(self._vector.dtype.type(factor), ())
+        self._launch.run()
+
+
+class _Problem:
+    """The function to be minimized: parameters as one vector, and its value and gradient there."""
+
+    def __init__(
+        self,
+        parameters: list[Parameter],
+        closure: Callable[[], Any],
+        check_gradient: Callable[[dict[str, Any], Parameter], None],
+        group: dict[str, Any],
+    ):
+        self._parameters = parameters
+        self._closure = closure
+        self._check_gradient = check_gradient
+        self._group = group
+        self._dtype = _arithmetic(parameters)
+        ends = itertools.accumulate(p.size for p in parameters)
+        self._parts = [slice(end - p.size, end) for end, p in zip(ends, parameters)]
+        self.calls = 0
+        self.loss: Any = None
+
+    def point(self) -> Vector:
+        """The parameters' values."""
+        return self._gathered([p._data for p in self._parameters])
+
+    def move_to(self, point: Vector) -> None:
+        """Set the parameters' values."""
+        for parameter, part in zip(self._parameters, self._parts):
+            values = point[part].reshape(parameter.shape)
+            parameter._entry = 0  # autocast's copy is out of date
+            if parameter.device == "cpu":
+                with np.errstate(over="ignore"):
+                    parameter._view[...] = values
+                continue
+            values = buffers.copy_beside(values, parameter._view)
+            launch = kernels.prepare(rules.copy, [[buffers.view(values)], [parameter._view]], 0)
+            launch.set_scalars(1.0, ())
+            launch.run()
+
+    def evaluate(self) -> tuple[float, Vector]:
+        """The loss and its gradient where the parameters are."""
+        self.loss = self._closure()
+        self.calls += 1
+        try:
+            loss = float(self.loss)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"the closure must return the loss, a number, but returned {self.loss!r}"
+            ) from None
+        for parameter in self._parameters:
+            self._check_gradient(self._group, parameter)
+        return loss, self._gathered([p._grad for p in self._parameters])
+
+    def _gathered(self, arrays: list[Any]) -> Vector:
+        vector = np.empty(self._parts[-1].stop, self._dtype)
+        with np.errstate(over="ignore"):
+            for array, part in zip(arrays, self._parts):
+                if array is None:
+                    vector[part] = 0
+                    continue
+                if buffers.is_device_array(array):
+                    array = buffers.host_copy(array)
+                vector[part].reshape(array.shape)[...] = array
+        return vector
+
+
+def _arithmetic(parameters: list[Parameter]) -> np.dtype:
+    return np.dtype(
+        np.float64 if any(p._view.dtype == np.float64 for p in parameters) else np.float32
+    )
+
+
+def _largest(vector: Vector) -> float:
+    """The largest magnitude in a vector."""
+    return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
+
+
+def _iterate(problem: _Problem, point: Vector, history: _History, group: dict[str, Any]) -> Any:
+    """One step from `point`, where the parameters are; moves them and completes the history."""
+    lr, tolerance_change = float(group["lr"]), group["tolerance_change"]
+    loss, gradient = problem.evaluate()
+    first_loss = problem.loss
+    if _largest(gradient) <= group["tolerance_grad"]:
+        return first_loss
+    for iteration in range(1, group["max_iter"] + 1):
+        history.n_iter += 1
+        if history.n_iter == 1:
+            direction = -gradient
+            length = min(1.0, 1.0 / float(np.abs(gradient).sum())) * lr
+        else:
+            history.take(gradient, group["history_size"])
+            direction = history.newton_direction(gradient)
+            length = lr
+        history.direction, history.length = direction, length
+        history.gradient, history.loss = gradient, loss
+        slope = float(np.dot(gradient, direction))
+        if slope > -tolerance_change:
+            break
+
+        add = _Adder(point)
+        if group["line_search_fn"] is not None:
+            here = _Point(0.0, loss, gradient, slope)
+            calls_left = group["max_eval"] - problem.calls
+            line = _Line(problem, point, direction)
+            found = _strong_wolfe(line, here, length, tolerance_change, calls_left)
+            history.length = length = found.length
+            loss, gradient = found.loss, found.gradient
+            add(length, direction)
+            problem.move_to(point)
+        else:
+            add(length, direction)
+            problem.move_to(point)
+            if iteration < group["max_iter"]:
+                loss, gradient = problem.evaluate()
+
+        if (
+            problem.calls >= group["max_eval"]
+            or _largest(gradient) <= group["tolerance_grad"]
+            or _largest(direction) * abs(length) <= tolerance_change
+            or abs(loss - history.loss) < tolerance_change
+        ):
+            break
+    return first_loss
+
+
+# ---- the line search ----
+
+
+class _Point(NamedTuple):
+    """A point on a line: its distance from the start, and what is known there."""
+
+    length: float
+    loss: float
+    gradient: Vector
+    slope: float
+
+
+class _Line:
+    """The points that are reached from one point in one direction."""
+
+    def __init__(self, problem: _Problem, start: Vector, direction: Vector):
+        self._problem = problem
+        self._start = start
+        self.direction = direction
+
+    def at(self, length: float) -> _Point:
+        """Move the parameters there and evaluate."""
+        point = self._start.copy()
+        _Adder(point)(length, self.direction)
+        self._problem.move_to(point)
+        loss, gradient = self._problem.evaluate()
+        return _Point(length, loss, gradient, float(np.dot(gradient, self.direction)))
+
+
+_SUFFICIENT = 1e-4
+"""The decrease that is asked for, as a part of what the slope at the start promises."""
+
+_FLAT = 0.9
+"""How flat it must be where the search ends, as a part of the slope at the start."""
+
+
+def _strong_wolfe(
+    line: _Line, start: _Point, length: float, tolerance_change: float, most: int
+) -> _Point:
+    """A point on the line that satisfies the strong Wolfe conditions, or the best one found.
+
+    Args:
+        line: the line; its direction goes down at the start.
+        start: where it starts.
+        length: the first distance to try.
+        tolerance_change: no smaller interval is searched.
+        most: the number of trials after the first.
+    """
+
+    def too_high(point: _Point) -> bool:
+        return point.loss > start.loss + _SUFFICIENT * point.length * start.slope
+
+    def flat(point: _Point) -> bool:
+        return abs(point.slope) <= -_FLAT * start.slope
+
+    # Go further until an interval is found that must contain a good point.
+    before, now = start, line.at(length)
+    trials = 0
+    while True:
+        if trials >= most:
+            return now if now.loss < start.loss else start
+        if too_high(now) or (trials > 1 and now.loss >= before.loss):
+            break
+        if flat(now):
+            return now
+        if now.slope >= 0:
+            break
+        nearest = now.length + 0.01 * (now.length - before.length)
+        length = _between(before, now, nearest, 10 * now.length)
+        before, now = now, line.at(length)
+        trials += 1
+
+    # Make it smaller around its lower end.
+    ends = [before, now]
+    low = 0 if before.loss <= now.loss else 1
+    size = _largest(line.direction)
+    close_before = False
+    while trials < most:
+        left, right = sorted(end.length for end in ends)
+        if (right - left) * size < tolerance_change:
+            break
+        length = _between(ends[0], ends[1], left, right)
+        # Twice close to an end, or outside: go a tenth of the way in from the nearer one.
+        margin = 0.1 * (right - left)
+        close = min(right - length, length - left) < margin
+        if close and (close_before or length >= right or length <= left):
+            length = right - margin if right - length < length - left else left + margin
+            close = False
+        close_before = close
+
+        now = line.at(length)
+        trials += 1
+        if too_high(now) or now.loss >= ends[low].loss:
+            ends[1 - low] = now
+            low = 0 if ends[0].loss <= ends[1].loss else 1
+        elif flat(now):
+            return now
+        else:
+            if now.slope * (ends[1 - low].length - ends[low].length) >= 0:
+                ends[1 - low] = ends[low]
+            ends[low] = now
+    return ends[low]
+
+
+def _between(a: _Point, b: _Point, lowest: float, highest: float) -> float:
+    """Where the cubic through two points has its minimum, within bounds; their middle if nowhere."""
+    left, right = (a, b) if a.length <= b.length else (b, a)
+    width = right.length - left.length
+    if width > 0:
+        bend = left.slope + right.slope - 3 * (right.loss - left.loss) / width
+        square = bend * bend - left.slope * right.slope
+        if square >= 0:
+            root = math.sqrt(square)
+            spread = right.slope - left.slope + 2 * root
+            if spread != 0:
+                found = right.length - width * (right.slope + root - bend) / spread
+                return min(max(found, lowest), highest)
+    return (lowest + highest) / 2
