@@ -90,5 +90,9 @@ CASES = [
     Case("Rprop", {"maximize": True}),
 ]
 
+SPECIAL = ["LBFGS", "Adafactor", "Muon", "SparseAdam"]
+"""Optimizers that no rule and no common loop of steps describes: each has tests of its own, in a file
+that names it, with its own table of variants, reference and comparison with torch."""
+
 ONE_EACH = list({case.name: case for case in CASES}.values())
 """The last row of each optimizer, for tests that are not about its formula."""
