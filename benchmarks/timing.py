@@ -5,40 +5,105 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+Call = Callable[[], object]
+
+SETTLING = 0.006
+"""Seconds of untimed calls at the start of a turn. OpenMP's workers (torch's, `prange`'s) go on
+spinning for some milliseconds after a call and take a core from whoever comes next."""
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    before: Mapping[str, Callable[[], object]] | None = None,
+    contenders: Mapping[str, Call],
+    seconds: float = 2.0,
+    before: Mapping[str, Call] | None = None,
+    least: int = 5,
+    most: int = 1000,
 ) -> dict[str, list[float]]:
-    """Seconds of every call, by contender: A B C A B C ..., after two rounds that do not count.
+    """Seconds of every timed call, by contender.
+
+    The contenders take turns, in another order each round. A turn begins with untimed calls: until
+    `SETTLING` has passed and at least one, so that each finds the caches as it left them itself.
+    Then come timed calls, for about as long. One more round before the first is not counted.
 
     Args:
         contenders: functions of no arguments, by name.
-        rounds: how many calls of each count.
+        seconds: about how long all of it may take, when a machine is quiet.
         before: for some contenders a function that is called, untimed, before each of its calls.
+        least: rounds that are run even if that takes longer.
+        most: rounds after which it ends even if there is time left.
     """
     before = before or {}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     gc.collect()
+    enabled = gc.isenabled()
     gc.disable()
     try:
-        for round_ in range(rounds + 2):
-            for name, call in contenders.items():
-                if name in before:
-                    before[name]()
-                start = time.perf_counter()
-                call()
-                elapsed = time.perf_counter() - start
-                if round_ >= 2:
-                    seconds[name].append(elapsed)
+        for name in names:
+            _turn(contenders[name], before.get(name))
+        end = time.perf_counter() + seconds
+        rounds = 0
+        while rounds < least or (rounds < most and time.perf_counter() < end):
+            for name in names:
+                found[name] += _turn(contenders[name], before.get(name))
+            names.append(names.pop(0))
+            if rounds % 2:
+                names.reverse()
+            rounds += 1
     finally:
-        gc.enable()
-    return seconds
+        if enabled:
+            gc.enable()
+    return found
 
 
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each contender's times."""
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def _turn(call: Call, before: Call | None) -> list[float]:
+    """The seconds of each timed call of one turn."""
+    start = time.perf_counter()
+    while True:
+        if before is not None:
+            before()
+        call()
+        if time.perf_counter() - start > SETTLING:
+            break
+    found: list[float] = []
+    start = time.perf_counter()
+    while not found or time.perf_counter() - start < SETTLING:
+        if before is not None:
+            before()
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def alternate_measured(
+    contenders: Mapping[str, Callable[[], float]], seconds: float, least: int = 3, most: int = 30
+) -> dict[str, list[float]]:
+    """What contenders return that measure themselves, in turns."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    for round_ in range(most):
+        if round_ >= least and time.perf_counter() > end:
+            break
+        for name, call in contenders.items():
+            found[name].append(call())
+    return found
+
+
+class Summary(dict):
+    """What a list of figures comes to: median, spread (half the interquartile range), least, count."""
+
+    def __init__(self, figures: Sequence[float]):
+        low, high = figures[0], figures[0]
+        if len(figures) > 1:
+            low, _, high = statistics.quantiles(figures, n=4, method="inclusive")
+        super().__init__(
+            median=median(figures), spread=(high - low) / 2, least=min(figures), calls=len(figures)
+        )
+
+
+def median(figures: Sequence[float]) -> float:
+    """The middle figure."""
+    return statistics.median(figures)

@@ -36,6 +36,7 @@ class Layout(NamedTuple):
     dtype: str
     order: str | None
     """"C" or "F" (flat in that order), "any" (flat in both), or None: a kernel needs a copy."""
+    writable: bool
 
 
 class DeviceView(np.ndarray):
@@ -111,17 +112,18 @@ def _memory_order(c_contiguous: bool, f_contiguous: bool, aligned: bool) -> str 
 
 # NumPy's flag bits. One look into a table costs 0.15 us, four attributes of `flags` 0.3 us, and
 # every assignment of a gradient pays it.
-_C_CONTIGUOUS, _F_CONTIGUOUS, _ALIGNED = 0x1, 0x2, 0x100
-_FLAGS = _C_CONTIGUOUS | _F_CONTIGUOUS | _ALIGNED
+_C_CONTIGUOUS, _F_CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x2, 0x100, 0x400
+_FLAGS = _C_CONTIGUOUS | _F_CONTIGUOUS | _ALIGNED | _WRITEABLE
 
 
 def _layouts(device: str) -> dict[tuple[np.dtype, int], Layout]:
     return {
-        (dtype, c | f | a): Layout(device, name, _memory_order(bool(c), bool(f), bool(a)))
+        (dtype, c | f | a | w): Layout(device, name, _memory_order(c > 0, f > 0, a > 0), w > 0)
         for dtype, name in FLOAT_TYPES.items()
         for c in (0, _C_CONTIGUOUS)
         for f in (0, _F_CONTIGUOUS)
         for a in (0, _ALIGNED)
+        for w in (0, _WRITEABLE)
     }
 
 

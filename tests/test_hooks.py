@@ -94,7 +94,10 @@ def test_the_same_order_as_torch():
 def test_a_step_hook_sees_and_may_change_the_arguments(opt):
     seen = []
     opt.register_step_pre_hook(lambda *given: seen.append(given))
-    closure = lambda: 1
+
+    def closure():
+        return 1
+
     opt.step(closure, max_norm=2.0)
     assert seen == [(opt, (opt, closure), {"max_norm": 2.0})]
     opt.register_step_pre_hook(lambda o, args, kwargs: ((o, lambda: 9), {"max_norm": 1.0}))

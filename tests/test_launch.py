@@ -180,15 +180,16 @@ def test_a_changed_rule_is_never_served_from_the_cache(tmp_path):
     """The same name, another formula: in another file, and in a changed copy of the package."""
     rule = "def assign(param, grad, state, hyper):\n    return {}, state\n"
     code = (
-        "import sys; sys.path.insert(0, {path!r})\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import numpy as np, mine\n"
         "from genesis import kernels\n"
         "target = np.zeros(3)\n"
-        "launch = kernels.prepare(mine.assign, [[np.full(3, 2.0)], [target]], 0)\n"
+        "grad = np.full(3, 2.0)\n"
+        "launch = kernels.prepare(mine.assign, [[grad], [target]], 0)\n"
         "launch.set_scalars(1.0, ())\n"
         "launch.run()\n"
         "print(target.sum())\n"
-    ).format(path=str(tmp_path))
+    )
     for formula, expected in [("grad", "6.0"), ("grad * grad", "12.0"), ("grad - grad", "0.0")]:
         (tmp_path / "mine.py").write_text(rule.format(formula))
         answer = run_python(

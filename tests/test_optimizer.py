@@ -312,7 +312,7 @@ def test_state_entries_read_like_a_dict():
             dict(entries)["step"],
             {**entries}["step"],
             dict(entries.items())["step"],
-            list(entries.values())[0],
+            next(iter(entries.values())),
             copy.copy(entries)["step"],
             copy.deepcopy(entries)["step"],
             pickle.loads(pickle.dumps(entries))["step"],
@@ -670,3 +670,29 @@ def test_load_state_dict_refuses_another_optimizers_state():
 def test_the_base_class_says_what_a_subclass_must_define():
     with pytest.raises(NotImplementedError, match="Optimizer must define _check"):
         Optimizer(parameters((3,)), {"lr": 1})
+
+
+def test_zero_grad_after_a_step_writes_the_same_arrays():
+    params = parameters((3, 4), (5,), (2, 2), (3,))
+    opt = Adam([{"params": params[:2]}, {"params": params[2:]}])
+    give_gradients(params)
+    params[2].grad = np.ones((4, 2))[::2]  # does not lie flat
+    params[3].grad = np.broadcast_to(1.0, 3)  # cannot be written
+    for _ in range(2):
+        opt.step()
+        kept = [p.grad for p in params]
+        for grad in kept[:3]:
+            grad += np.nan  # zeros, whatever was there
+        opt.zero_grad(set_to_none=False)
+        for p, grad in zip(params[:3], kept):
+            assert p.grad is grad
+            np.testing.assert_array_equal(grad, np.zeros(p.shape))
+        np.testing.assert_array_equal(params[3].grad, np.zeros(3))
+        assert params[3].grad is not kept[3] or kept[3].flags.writeable
+    frozen = np.ones(5)
+    params[1].grad = frozen
+    opt.step()
+    frozen.flags.writeable = False  # noticed by nobody but the memory
+    params[1].grad = frozen.copy()
+    opt.zero_grad(set_to_none=False)
+    np.testing.assert_array_equal(frozen, np.ones(5))

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import buffers
 from ..sparse import RowsView
-from . import reductions
+from . import reductions, transforms
 
 
 class _OverTable:
@@ -93,6 +93,7 @@ class Launch(_OverTable):
 
     def _bind(self) -> None:
         self._clip: Any = None
+        self._zero: Callable[[], object] | None = None
         self._update = update = self._target.bind(
             self._rule,
             self._table,
@@ -126,6 +127,18 @@ class Launch(_OverTable):
         """Let the next `run` multiply gradients by one more factor."""
         self._scalars[0] *= factor
 
+    def zero_gradients(self) -> bool:
+        """Fill the gradients with zeros; False, and nothing is done, if they do not lie flat."""
+        if self._table.has_copies:
+            return False
+        if self._zero is None:
+            zero = np.zeros(1, self._table.arithmetic)
+            self._zero = self._target.bind_transform(
+                transforms.fill, self._table, zero, self._stream
+            )
+        self._zero()
+        return True
+
     def clip_on_device(
         self, others: Sequence[Launch], max_norm: float
     ) -> Callable[[], float] | None:
@@ -158,6 +171,9 @@ class RowLaunch(Launch):
         key = None if keys is None else keys[0]
         table = import_module(".table", __name__)
         return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
+
+    def zero_gradients(self) -> bool:
+        return False
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
         self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)

@@ -136,7 +136,7 @@ def update_at_random(tensors, start, stop, hyper):
 
 
 def transform(tensors, start, stop, hyper):
-    """Replace each element of a chunk by what a function of it and the scalars gives."""
+    """Replace each element of the first column by what a function of it and the scalars gives."""
     for i in range(start, stop):
         write(tensors, i, (rule(read(tensors, i)[0], hyper),))
     return hyper[0]
@@ -329,7 +329,7 @@ def _compiled(
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
-        write = storage.writer(storages[1:] if process is update else storages, number)
+        write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
         "rule": numba.njit(**options)(rule),
         "read": storage.reader(storages, number),

@@ -84,7 +84,7 @@ def update(addresses, chunks, factor, scalars):
 
 
 def transform(addresses, chunks, scalars):
-    """Replace every element by what a function of it and the scalars gives."""
+    """Replace every element of the first column by what a function of it and the scalars gives."""
     chunk = cuda.blockIdx.x
     while chunk < chunks.shape[0]:
         tensors = row_of(addresses, chunks[chunk, 0])
@@ -307,7 +307,7 @@ def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: Any = None
 ) -> Callable[[], object]:
     """A function of no arguments that replaces each element `x` by `function(x, scalars)`."""
-    kernel = _compiled_transform(function, table.storages, len(scalars))
+    kernel = _compiled_transform(function, table.storages, scalars.dtype.name, len(scalars))
     return partial(on_device(table, stream).launcher(kernel), tuple(scalars))
 
 
@@ -457,23 +457,25 @@ def template_of(
 
 
 @lru_cache(maxsize=None)
-def _compiled_transform(function: Callable, storages: tuple[str, ...], scalars: int) -> Any:
-    return _compile(*transform_template_of(function, storages, scalars))
+def _compiled_transform(
+    function: Callable, storages: tuple[str, ...], arithmetic: str, scalars: int
+) -> Any:
+    return _compile(*transform_template_of(function, storages, arithmetic, scalars))
 
 
 def transform_template_of(
-    function: Callable, storages: tuple[str, ...], scalars: int
+    function: Callable, storages: tuple[str, ...], arithmetic: str, scalars: int
 ) -> tuple[Callable, types.Type]:
-    """The kernel that transforms a column, to be compiled, and its signature."""
-    number = storage.arithmetic(storages[0])
+    """The kernel that transforms a first column, to be compiled, and its signature."""
+    number = getattr(types, arithmetic)
     names = {
         "rule": device_function(function),
         "row_of": storage.addresses(len(storages)),
-        "read": storage.reader(storages, number, storage.GLOBAL),
-        "write": storage.writer(storages, number, storage.GLOBAL),
+        "read": storage.reader(storages[:1], number, storage.GLOBAL),
+        "write": storage.writer(storages[:1], number, storage.GLOBAL),
     }
     signature = types.void(_TABLE, _TABLE, types.UniTuple(number, scalars))
-    name = f"transform_{described(function, storages)}"
+    name = f"transform_in_{arithmetic}_{described(function, storages)}"
     return specialised(transform, name, names, function), signature
 
 
@@ -583,7 +585,7 @@ def _prepared(compiled: Any, shape: tuple, arrays: tuple) -> Callable[[tuple], o
     for kind, array in zip(compiled.argument_types, arrays):
         compiled._prepare_args(kind, array, stream, [], fixed)
 
-    def run(numbers: tuple) -> None:
+    def run(numbers: tuple, kept: tuple = arrays) -> None:  # `fixed` holds but their addresses
         cuda_driver.need_context()
         launch(stream, config, function, *fixed, *numbers)
 

@@ -65,18 +65,19 @@ def norm(norm_type: float, results: Sequence[np.ndarray], owners: Sequence[np.nd
         results: for each table the results of its chunks.
         owners: for each table the tensor that each chunk belongs to.
     """
-    every = [value for result in results for value in result.tolist()]
-    if not every:
+    every = np.concatenate(results) if results else np.empty(0)
+    if not every.size:
         return 0.0
     if norm_type == math.inf:
-        return float(np.max(every))  # NaN stays
+        return float(every.max())  # NaN stays
     if norm_type == -math.inf:
-        return float(np.min(every))
+        return float(every.min())
     if norm_type == 0:
         return float(
             sum(len(np.unique(owner[result != 0])) for result, owner in zip(results, owners))
         )
-    total = _sum(every)
+    every.sort()  # the smallest first, and in whatever order they came
+    total = float(every.sum())
     if norm_type == 2:
         return math.sqrt(total)
     if norm_type == 1:
@@ -95,11 +96,3 @@ def clip_factor(max_norm: float, total_norm: float) -> float:
     """
     factor = max_norm / (total_norm + EPSILON)
     return 1.0 if factor > 1 else factor
-
-
-def _sum(values: list[float]) -> float:
-    """The exact sum, rounded once, so that the order of values does not matter."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # more than a float64 holds, or inf - inf
-        return float(np.sum(values))

@@ -5,6 +5,10 @@ nothing but `math` and holds no numbers.
 """
 
 
+def fill(value, scalars):
+    return scalars[0]
+
+
 def scale(value, scalars):
     return value * scalars[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
@@ -329,13 +328,19 @@ class Optimizer:
                 the next pass is skipped; False keeps the arrays and fills them with zeros, so that
                 such a parameter is updated as with a gradient of zero. Default: True.
         """
-        for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
-            if set_to_none:
+        if set_to_none:
+            for parameter in self._parameters():
                 parameter.grad = None
-            elif isinstance(parameter.grad, SparseGrad):
-                parameter.grad = parameter.grad.emptied()
-            elif parameter.grad is not None:
-                parameter.grad = buffers.zeroed(parameter.grad)
+            return
+        for i, group in enumerate(self.param_groups):
+            plan = self._plans[i] if i < len(self._plans) else None
+            if plan is not None and plan.zero_gradients(group["params"]):
+                continue
+            for parameter in group["params"]:
+                if isinstance(parameter.grad, SparseGrad):
+                    parameter.grad = parameter.grad.emptied()
+                elif parameter.grad is not None:
+                    parameter.grad = buffers.zeroed(parameter.grad)
 
     def clear_grad(self) -> None:
         """Set the gradients of all parameters to None: `zero_grad(set_to_none=True)`."""

@@ -162,6 +162,18 @@ class Plan:
         self._versions = versions
         return True
 
+    def zero_gradients(self, parameters: list[Parameter]) -> bool:
+        """Fill all gradients with zeros in one pass; False, and nothing is done, if it cannot.
+
+        It can if the gradients are the arrays of the last step, flat and writable.
+        """
+        if [p._version for p in parameters] != self._versions or not all(
+            layout is None or layout.writable for layout in self._layouts
+        ):
+            return False
+        # No `all` over a generator: what one bucket did, the caller's loop may do once more.
+        return min((bucket.launch.zero_gradients() for bucket in self.buckets), default=True)
+
     def adopt(self, state: State) -> None:
         """Take the state as it now is for what the plan was made from, and keep its numbers."""
         self._state_edits = state.edits

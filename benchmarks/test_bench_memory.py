@@ -1,0 +1,10 @@
+"""Memory: nothing but the state may grow with the parameters."""
+
+import bars
+from workloads import WORKLOADS, measure
+
+
+def test_memory():
+    result = measure(WORKLOADS["memory"], 0.0)
+    verdicts = bars.judge({"memory": result})
+    assert [v.holds for v in verdicts if v.figure is not None] == [True, True]

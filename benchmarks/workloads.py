@@ -1,0 +1,637 @@
+"""Every piece of work that is measured, described once: pytest-benchmark and report.py run these.
+
+A workload names its contenders, and `build` makes them: functions of no arguments that do the work.
+`measure` lets them take turns. What a contender cannot do here is in the result as missing, with the
+reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import roofline
+import shapes
+from peers import Case, Genesis, Missing
+from timing import Call, Summary, alternate, alternate_measured, median
+
+import genesis
+
+HERE = Path(__file__).parent
+
+PRANGE, TABLE = "roofline (prange)", "roofline (table)"
+ROOFLINES = (PRANGE, TABLE)
+ALL = ("genesis", *peers.PEERS)
+PASSES = {
+    "step": ("step",),
+    "clip": ("norm", "scale"),
+    "zero": ("zero",),
+    "clip_step_zero": ("norm", "step", "zero"),
+    "scaled_clip_step_zero": ("norm", "step", "zero"),
+}
+"""The passes over memory that work needs at least, for its roofline."""
+
+ADAMW = Case("AdamW", {})
+TITLES = {
+    "mlp": "MLP",
+    "tiny1000": "1000 small tensors",
+    "resnet50": "ResNet-50",
+    "vit_b_16": "ViT-B/16",
+    "bert_base": "BERT-base",
+    "gpt2": "GPT-2 small",
+    "llama_3_2_1b": "Llama-3.2-1B",
+}
+
+
+@dataclass
+class Contest:
+    """Contenders that are ready to run.
+
+    Attributes:
+        contenders: functions of no arguments, by name.
+        before: for some of them a function to be called, untimed, before each call.
+        missing: the contenders that cannot take part, and why.
+        close: to be called at the end.
+    """
+
+    contenders: dict[str, Call] = field(default_factory=dict)
+    before: dict[str, Call] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    close: Call = lambda: None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A piece of work.
+
+    Attributes:
+        name: by which bars and results know it.
+        title: by which people do.
+        contenders: who takes part; genesis, if it does, first.
+        build: makes a contest of those contenders that are wanted.
+        seconds: how long the measurement takes.
+        quick: whether it belongs to the quick suite.
+        unit: "s", or the unit of what contenders return where they measure themselves.
+        itself: whether the contenders return a measurement, rather than being timed.
+        memory: bytes that it needs.
+    """
+
+    name: str
+    title: str
+    contenders: tuple[str, ...]
+    build: Callable[[Sequence[str]], Contest]
+    seconds: float = 6.0
+    quick: bool = False
+    unit: str = "s"
+    itself: bool = False
+    memory: int = 0
+
+
+@dataclass
+class Result:
+    """What a workload came to.
+
+    Attributes:
+        samples: what was measured, by contender.
+        missing: as in a contest.
+        error: why there are no samples, if there are none.
+        failed: whether that was a failure, rather than something that this machine lacks.
+        load: the machine's load before the workload.
+    """
+
+    workload: Workload
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    failed: bool = False
+    load: float = 0.0
+
+    def median(self, contender: str) -> float | None:
+        return median(self.samples[contender]) if self.samples.get(contender) else None
+
+    @property
+    def roofline(self) -> float | None:
+        """The faster roofline's median."""
+        return min((m for name in ROOFLINES if (m := self.median(name)) is not None), default=None)
+
+    @property
+    def fraction(self) -> float | None:
+        """How near genesis comes to the roofline."""
+        ours = self.median("genesis")
+        return None if ours is None or self.roofline is None else self.roofline / ours
+
+    def ratio(self, contender: str, ours: str = "genesis") -> float | None:
+        """How many times as long a contender takes as genesis."""
+        theirs, mine = self.median(contender), self.median(ours)
+        return None if theirs is None or mine is None else theirs / mine
+
+    @property
+    def drift(self) -> float:
+        """How far the roofline's median in any third of the run is from that in another."""
+        names = [name for name in ROOFLINES if len(self.samples.get(name, ())) >= 6]
+        if not names:
+            return 0.0
+        best = min(names, key=lambda name: median(self.samples[name]))
+        thirds = [median(list(part)) for part in np.array_split(self.samples[best], 3)]
+        return max(thirds) / min(thirds) - 1
+
+    def record(self) -> dict[str, Any]:
+        """The result as JSON has it."""
+        return {
+            "title": self.workload.title,
+            "unit": self.workload.unit,
+            "contenders": {name: Summary(times) for name, times in self.samples.items()},
+            "missing": self.missing,
+            "error": self.error,
+            "roofline": self.roofline,
+            "fraction_of_roofline": self.fraction,
+            "ratio": {
+                name: self.ratio(name)
+                for name in self.samples
+                if name != "genesis" and name not in ROOFLINES and self.ratio(name) is not None
+            },
+            "roofline_drift": self.drift,
+            "load": self.load,
+        }
+
+
+def measure(workload: Workload, share: float = 1.0, leave_out: Sequence[str] = ()) -> Result:
+    """Run a workload.
+
+    Args:
+        workload: what to run.
+        share: the part of its usual time that it may take.
+        leave_out: contenders to be reported as missing, to save time.
+    """
+    result = Result(workload, load=os.getloadavg()[0])
+    if workload.memory > available_memory():
+        result.error = f"needs {workload.memory / 2**30:.0f} GiB of memory"
+        return result
+    try:
+        wanted = [name for name in workload.contenders if name not in leave_out]
+        contest = workload.build(wanted)
+    except Missing as missing:
+        result.error = str(missing)
+        return result
+    try:
+        result.missing = dict(contest.missing)
+        for name in workload.contenders:
+            if name not in wanted:
+                contest.contenders.pop(name, None)
+                result.missing[name] = "left out, to save time"
+        seconds = workload.seconds * share
+        if workload.itself:
+            result.samples = alternate_measured(contest.contenders, seconds)
+        else:
+            result.samples = alternate(contest.contenders, seconds, contest.before)
+    finally:
+        contest.close()
+    return result
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return 1 << 62
+
+
+# ---- steps ----
+
+
+def contest_of(
+    method: str,
+    case: Case,
+    shapes_: peers.Shapes,
+    names: Sequence[str],
+    before: str | None = None,
+) -> Contest:
+    """A contest in which each trainer's `method` is timed, and `before` is called before it.
+
+    A first call of each, here, compiles whatever there is to compile.
+    """
+    contest = Contest()
+    ours: Genesis | None = None
+    for name in (name for name in names if name not in ROOFLINES):
+        try:
+            trainer = peers.trainer(name, case, shapes_)
+            call = getattr(trainer, method)
+            if before is not None:
+                contest.before[name] = getattr(trainer, before)
+                contest.before[name]()
+            call()
+        except Missing as missing:
+            contest.missing[name] = str(missing)
+            contest.before.pop(name, None)
+            continue
+        contest.contenders[name] = call
+        if isinstance(trainer, Genesis):
+            ours = trainer
+    if ours is not None:
+        if method in ("clip", "zero"):
+            ours.step()  # so that there is state
+        columns = ours.columns
+        if PRANGE in names:
+            elements = sum(array.size for array in columns[0])
+            passes = PASSES[method]
+            contest.contenders[PRANGE] = roofline.prange(elements, len(columns) - 2, passes)
+        if TABLE in names:
+            contest.contenders[TABLE] = roofline.table(columns)
+    return contest
+
+
+def _of_model(
+    name: str,
+    what: str,
+    method: str,
+    case: Case,
+    model: str,
+    names: tuple[str, ...],
+    before: str | None = None,
+    quick: bool = False,
+    seconds: float = 6.0,
+) -> Workload:
+    shapes_ = shapes.MODELS[model]()
+    elements = sum(int(np.prod(shape)) for shape in shapes_)
+    full = sum(name not in ROOFLINES or name == PRANGE for name in names)
+    return Workload(
+        name=f"{name}/{model}",
+        title=f"{TITLES[model]}: {what}",
+        contenders=names,
+        build=lambda wanted: contest_of(method, case, shapes_, wanted, before),
+        seconds=seconds,
+        quick=quick,
+        memory=int(elements * 4 * 4.5 * full),
+    )
+
+
+def _steps() -> list[Workload]:
+    found = []
+    everyone = (*ALL, *ROOFLINES)
+    for model in shapes.MODELS:
+        large = model not in ("mlp", "tiny1000", "resnet50")
+        names = everyone
+        if model == "llama_3_2_1b":
+            names = ("genesis", "torch fused", TABLE)
+        quick = model in ("tiny1000", "resnet50")
+        seconds = 16.0 if large else 10.0
+        step = partial(_of_model, names=names, seconds=seconds)
+        found.append(step("step/AdamW", "AdamW step", "step", ADAMW, model, quick=quick))
+        if model in ("resnet50", "vit_b_16"):
+            momentum = peers.first_cases()["SGD-momentum"]
+            title = "SGD with momentum, step"
+            found.append(step("step/SGD-momentum", title, "step", momentum, model))
+        if model not in ("mlp", "tiny1000", "resnet50"):
+            continue
+        quick = model == "tiny1000"
+        title = "AdamW step, fresh gradients"
+        found.append(step("fresh/AdamW", title, "step", ADAMW, model, before="fresh", quick=quick))
+        passes = partial(step, case=ADAMW, model=model, names=(*ALL, PRANGE), before="refill")
+        title, quick = "clip + AdamW step + zero", model != "mlp"
+        found.append(passes("clip+step+zero/AdamW", title, "clip_step_zero", quick=quick))
+        title = "unscale + check + clip + AdamW step + zero"
+        found.append(passes("scaled/AdamW", title, "scaled_clip_step_zero"))
+        found.append(passes("clip/AdamW", "clip alone", "clip"))
+        found.append(passes("zero/AdamW", "zero alone", "zero"))
+    return found
+
+
+def _catalogue() -> list[Workload]:
+    """Every elementwise optimizer of the table at ResNet-50's shapes."""
+    found = []
+    for name, case in peers.first_cases().items():
+        names = (*ALL, *ROOFLINES)
+        workload = _of_model(
+            f"step/{name}", f"{name} step", "step", case, "resnet50", names, seconds=8.0
+        )
+        found.append(workload)
+    return found
+
+
+def _sizes(name: str, title: str, tensors: int, size: int, before: str | None) -> Workload:
+    names = ("genesis", "torch fused", *ROOFLINES)
+    shapes_ = [(size,)] * tensors
+    return Workload(
+        name=name,
+        title=title,
+        contenders=names,
+        build=lambda wanted: contest_of("step", ADAMW, shapes_, wanted, before),
+        seconds=4.0,
+        memory=tensors * size * 4 * 14,
+        quick=(tensors, size) == (1, 1),
+    )
+
+
+def _plain_sizes() -> list[Workload]:
+    return [
+        _sizes("size/1x1", "one tensor of 1: what Python costs", 1, 1, None),
+        _sizes("size/1x1000", "one tensor of 1000, AdamW step", 1, 1000, None),
+        _sizes("size/1000x10", "1000 tensors of 10, AdamW step", 1000, 10, None),
+        _sizes(
+            "fresh/1000x10", "1000 tensors of 10, AdamW step, fresh gradients", 1000, 10, "fresh"
+        ),
+        _sizes("size/1x1M", "one tensor of 1 million, AdamW step", 1, 1_000_000, None),
+        _sizes("size/1x2M", "one tensor of 2 million, AdamW step", 1, 2_000_000, None),
+        _sizes("size/1x25M", "one tensor of 25 million, AdamW step", 1, 25_000_000, None),
+    ]
+
+
+# ---- 16-bit storage ----
+
+
+def _bfloat16() -> Workload:
+    names = (
+        "genesis",
+        "genesis, all bfloat16",
+        "genesis, bfloat16 state",
+        "torch fused, all bfloat16",
+    )
+    shapes_ = shapes.MODELS["resnet50"]()
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        bfloat16 = genesis.buffers.BFLOAT16
+        makers: list[Callable[[], peers.Trainer]] = [
+            lambda: Genesis(ADAMW, shapes_),
+            lambda: Genesis(ADAMW, shapes_, bfloat16),
+            lambda: Genesis(ADAMW, shapes_, state_dtype="bfloat16"),
+            lambda: peers.Torch(ADAMW, shapes_, "fused", "bfloat16"),
+        ]
+        for name, make in zip(names, makers):
+            try:
+                trainer = make()
+                trainer.step()
+            except (Missing, TypeError) as reason:
+                contest.missing[name] = str(reason)
+                continue
+            contest.contenders[name] = trainer.step
+        return contest
+
+    return Workload(
+        "bfloat16/resnet50", "ResNet-50: AdamW step, 16-bit storage", names, build, seconds=10.0
+    )
+
+
+# ---- rows ----
+
+
+def _sparse() -> Workload:
+    names = ("genesis", "genesis, 100,000 rows", "torch")
+
+    def build(wanted: Sequence[str]) -> Contest:
+        if not hasattr(genesis, "SparseGrad") or not hasattr(genesis.optim, "SparseAdam"):
+            raise Missing("genesis.optim.SparseAdam does not exist yet")
+        contest = Contest()
+        rows, width, touched = 1_000_000, 64, 1000
+        rng = np.random.default_rng(3)
+        values = rng.standard_normal((touched, width)).astype(np.float32)
+
+        def ours(rows: int) -> Call:
+            indices = np.sort(rng.choice(rows, touched, replace=False))
+            param = genesis.Parameter(np.ones((rows, width), np.float32))
+            param.grad = genesis.SparseGrad(indices, values)
+            return genesis.optim.SparseAdam([param]).step
+
+        contest.contenders["genesis"] = ours(rows)
+        contest.contenders["genesis, 100,000 rows"] = ours(100_000)
+        try:
+            torch = peers.module("torch")
+            weight = torch.ones((rows, width), requires_grad=True)
+            index = torch.from_numpy(np.sort(rng.choice(rows, touched, replace=False)))[None]
+            grad = torch.sparse_coo_tensor(index, torch.from_numpy(values), weight.shape)
+            weight.grad = grad.coalesce()
+            contest.contenders["torch"] = torch.optim.SparseAdam([weight]).step
+        except Missing as missing:
+            contest.missing["torch"] = str(missing)
+        for call in contest.contenders.values():
+            call()
+        return contest
+
+    title = "SparseAdam: 1000 rows of 1 million x 64"
+    return Workload("sparse/1Mx64", title, names, build, memory=4 << 30)
+
+
+# ---- beside a busy core ----
+
+
+def _busy(size: int) -> Workload:
+    def build(wanted: Sequence[str]) -> Contest:
+        trainer = Genesis(ADAMW, [(size,)])
+        trainer.step()
+        number = genesis.get_num_threads()
+
+        def with_threads(threads: int) -> Call:
+            def step() -> None:
+                genesis.set_num_threads(threads)
+                trainer.step()
+
+            return step
+
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        time.sleep(0.3)
+
+        def close() -> None:
+            busy.kill()
+            busy.wait()
+            genesis.set_num_threads(number)
+
+        return Contest(
+            {"genesis": with_threads(number), "genesis, one thread": with_threads(1)}, close=close
+        )
+
+    return Workload(
+        f"busy/{size}",
+        f"AdamW step of {size:,} elements beside a busy core",
+        ("genesis", "genesis, one thread"),
+        build,
+        seconds=4.0,
+    )
+
+
+# ---- starting ----
+
+
+def _probe(name: str, **environment: str) -> dict[str, float]:
+    """What a process of its own finds (see `probes`)."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "probes.py"), name],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise Missing(done.stderr.strip().rsplit("\n", 1)[-1])
+    return json.loads(done.stdout)
+
+
+def _seconds(name: str, **environment: str) -> float:
+    return _probe(name, **environment)["seconds"]
+
+
+def _probes(contenders: dict[str, Callable[[], float]], close: Call = lambda: None) -> Contest:
+    """A contest of probes; each runs once here, which fills caches and shows what is missing."""
+    contest = Contest(close=close)
+    for name, call in contenders.items():
+        try:
+            call()
+        except Missing as missing:
+            contest.missing[name] = str(missing)
+        else:
+            contest.contenders[name] = call
+    return contest
+
+
+def _importing() -> Workload:
+    packages = {"import numpy": "numpy", "import numba": "numba", "import torch": "torch"}
+    packages = {"genesis": "genesis", **packages, "import optax": "optax"}
+    return Workload(
+        "start/import",
+        "import",
+        tuple(packages),
+        lambda wanted: _probes({n: partial(_seconds, f"import_{p}") for n, p in packages.items()}),
+        seconds=15.0,
+        itself=True,
+    )
+
+
+def _first_step() -> Workload:
+    names = (
+        "genesis",
+        "genesis, cold",
+        "genesis, cold, the step alone",
+        "import numba",
+        "torch fused",
+        "optax",
+    )
+
+    def build(wanted: Sequence[str]) -> Contest:
+        kept = tempfile.mkdtemp(prefix="genesis-bench-")
+        last: dict[str, float] = {}
+
+        def cold() -> float:
+            with tempfile.TemporaryDirectory(prefix="genesis-bench-") as empty:
+                last.update(_probe("genesis_first_step", NUMBA_CACHE_DIR=empty))
+            return last["seconds"]
+
+        calls: list[Callable[[], float]] = [
+            lambda: _seconds("genesis_first_step", NUMBA_CACHE_DIR=kept),
+            cold,
+            lambda: last["step"],
+            lambda: _seconds("import_numba"),
+            lambda: _seconds("torch_first_step"),
+            lambda: _seconds("optax_first_step"),
+        ]
+        return _probes(dict(zip(names, calls)), lambda: shutil.rmtree(kept, ignore_errors=True))
+
+    title = "import, build AdamW, first step, in a new process"
+    return Workload("start/first step", title, names, build, seconds=25.0, itself=True)
+
+
+def _memory() -> Workload:
+    names = ("genesis, state", "genesis, allocated by steps", "genesis, resident growth")
+
+    def build(wanted: Sequence[str]) -> Contest:
+        last: dict[str, float] = {}
+
+        def state() -> float:
+            last.update(_probe("memory"))
+            return last["state"]
+
+        calls: list[Callable[[], float]] = [
+            state,
+            lambda: last["allocated"],
+            lambda: last["resident"],
+        ]
+        return Contest(dict(zip(names, calls)))
+
+    title = "AdamW: bytes for each parameter"
+    return Workload("memory", title, names, build, seconds=2.0, unit="B", itself=True, quick=True)
+
+
+# ---- checkpoints ----
+
+
+def _checkpoint(direction: str) -> Workload:
+    names = ("genesis", "torch", "NumPy")
+
+    def build(wanted: Sequence[str]) -> Contest:
+        folder = Path(tempfile.mkdtemp(prefix="genesis-bench-"))
+        contest = Contest(close=lambda: shutil.rmtree(folder, ignore_errors=True))
+        shapes_ = shapes.MODELS["resnet50"]()
+        trainer = Genesis(ADAMW, shapes_)
+        trainer.step()
+        arrays = [param.data for param in trainer.params]
+        ours = folder / "ours.safetensors"
+
+        def save() -> None:
+            genesis.save_checkpoint(ours, model=arrays, optimizer=trainer.optimizer)
+
+        def load() -> None:
+            genesis.load_checkpoint(ours)
+
+        columns = [array for column in trainer.columns[1:] for array in column]
+
+        def save_arrays() -> None:
+            with open(folder / "plain.npz", "wb") as file:
+                np.savez(file, *columns)
+                file.flush()
+                os.fsync(file.fileno())
+
+        def load_arrays() -> None:
+            with np.load(folder / "plain.npz") as file:
+                for name in file.files:
+                    file[name]
+
+        pairs = {"genesis": (save, load), "NumPy": (save_arrays, load_arrays)}
+        try:
+            peer = peers.Torch(ADAMW, shapes_, "fused")
+        except Missing as missing:
+            contest.missing["torch"] = str(missing)
+        else:
+            torch = peers.module("torch")
+            peer.step()
+
+            def save_torch() -> None:
+                whole = {"model": peer.params, "optimizer": peer.optimizer.state_dict()}
+                with open(folder / "theirs.pt", "wb") as file:
+                    torch.save(whole, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+
+            pairs["torch"] = (save_torch, lambda: torch.load(folder / "theirs.pt"))
+        for name in names:
+            if name in pairs:
+                pairs[name][0]()
+                contest.contenders[name] = pairs[name][direction == "load"]
+        return contest
+
+    title = f"ResNet-50 with AdamW: {direction} a checkpoint (307 MB, on disk)"
+    return Workload(f"checkpoint/{direction}", title, names, build, seconds=15.0, memory=4 << 30)
+
+
+def _all() -> dict[str, Workload]:
+    found = [*_steps(), *_catalogue(), *_plain_sizes(), _bfloat16(), _sparse()]
+    found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
+    found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
+    by_name: dict[str, Workload] = {}
+    for workload in found:
+        by_name.setdefault(workload.name, workload)  # AdamW is in the catalogue too
+    return by_name
+
+
+WORKLOADS = _all()
