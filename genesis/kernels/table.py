@@ -30,7 +30,8 @@ class Table:
 
     Args:
         columns: for each column the views (see `buffers.view`) of all rows' arrays; arrays of one
-            column have one data type, arrays of one row have one shape. Gradients are only read if there are other columns.
+            column have one data type, arrays of one row have one shape. Gradients are only read
+            if there are other columns.
         target: the module that compiles and launches for the device where the arrays lie.
         stream: the stream on which the target works; None on the CPU.
         keys: a number for each row, which a kernel finds behind its addresses. Default: None, none.
