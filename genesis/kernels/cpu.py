@@ -67,6 +67,7 @@ def _prefetch(typing_context, address):
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = None
 
 _AHEAD = 4
+_AT_ONCE, _SHARES = 8, 16
 
 
 def work(addresses, chunks, scalars, results, claims):
@@ -79,17 +80,24 @@ def work(addresses, chunks, scalars, results, claims):
     hyper = scalars_of(scalars)
     alone = len(claims) == 0
     done = 0
-    chunk = -1
+    first = 0
+    last = len(chunks)
     while True:
-        chunk = chunk + 1 if alone else _fetch_add(claims, 0, 1)
-        if chunk >= len(chunks):
+        if not alone:
+            # Several at once while many are left, since the counter's way from core to core takes as
+            # long as a small chunk does; one by one in the end, so that all end together.
+            amount = max(1, min(_AT_ONCE, (len(chunks) - claims[0]) // _SHARES))
+            first = _fetch_add(claims, 0, amount)
+            last = min(first + amount, len(chunks))
+        for chunk in range(first, last):
+            announce_chunk(addresses, chunks, chunk + _AHEAD)
+            tensors = row_of(addresses, chunks[chunk, 0])
+            result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper)
+            if len(results) > 0:
+                results[chunk] = result
+            done += 1
+        if alone or first >= len(chunks):
             break
-        announce_chunk(addresses, chunks, chunk + _AHEAD)
-        tensors = row_of(addresses, chunks[chunk, 0])
-        result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper)
-        if len(results) > 0:
-            results[chunk] = result
-        done += 1
     if alone or done == 0:
         return done
     return _fetch_add(claims, 1, done) + done

@@ -171,7 +171,7 @@ class Plan:
             layout is None or layout.writable for layout in self._layouts
         ):
             return False
-        return all([bucket.launch.zero_gradients() for bucket in self.buckets])
+        return all(bucket.launch.zero_gradients() for bucket in self.buckets)
 
     def adopt(self, state: State) -> None:
         """Take the state as it now is for what the plan was made from, and keep its numbers."""
