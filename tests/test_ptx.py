@@ -178,9 +178,9 @@ def other_kernels():
     for dtype in DTYPES:
         number = storage.arithmetic(dtype).name
         yield f"copy-{dtype}", partial(target.copy_template_of, dtype), number
-        for function in (transforms.scale, transforms.clamp):
+        for function in (transforms.fill, transforms.scale, transforms.clamp):
             scalars = 2 if function is transforms.clamp else 1
-            make = partial(target.transform_template_of, function, (dtype,), scalars)
+            make = partial(target.transform_template_of, function, (dtype,), number, scalars)
             yield f"{function.__name__}-{dtype}", make, number
         for norm_type in (2.0, 1.0, np.inf, -np.inf, 0.0, 3.0):
             reduction = reductions.reduction_for(norm_type)
