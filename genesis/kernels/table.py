@@ -108,10 +108,12 @@ class Table:
                 s for a in arrays if (s := getattr(a, "stream", None)) is not None
             }
         addresses = self._target.addresses(flat)
+        if self.on_change is None:
+            self.addresses[:, column] = addresses
+            return
         changed = np.flatnonzero(self.addresses[:, column] != addresses)
         self.addresses[:, column] = addresses
-        if self.on_change is not None:
-            self.on_change(changed)
+        self.on_change(changed)
 
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
