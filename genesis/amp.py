@@ -151,7 +151,7 @@ class GradScaler:
         if stage == _STEPPED:
             raise RuntimeError("unscale_() is being called after step().")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if any(p.grad is not None and p._grad_layout.dtype == "float16" for p in parameters):
+        if any(p.grad is not None and p._grad_view.dtype == np.float16 for p in parameters):
             raise ValueError("Attempting to unscale FP16 gradients.")
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         scale_gradients(parameters, 1 / self._scale)

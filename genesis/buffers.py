@@ -87,6 +87,11 @@ def view(array: Any) -> np.ndarray:
     return found
 
 
+def given(view: Any) -> Any:
+    """What the view is of: the array itself on the host, what the user gave on a device."""
+    return view if type(view) is np.ndarray else getattr(view, "owner", view)
+
+
 class _Interface:
     """What NumPy makes an array of without looking at its elements."""
 
@@ -138,6 +143,11 @@ def layout(view: np.ndarray) -> Layout:
             _DEVICE_LAYOUTS[view.place] = _layouts(view.place)
         return _DEVICE_LAYOUTS[view.place][view.dtype, view.flags.num & _FLAGS]
     return _HOST_LAYOUTS[view.dtype, view.flags.num & _FLAGS]
+
+
+def device_of(view: np.ndarray) -> str:
+    """Where a buffer lies, given its view: "cpu" or "cuda:N"."""
+    return view.place if isinstance(view, DeviceView) else "cpu"
 
 
 def flat_order(view: np.ndarray) -> Literal["C", "F"]:

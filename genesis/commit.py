@@ -8,11 +8,15 @@ is implemented in C as well: the interpreter sees a single instruction.
 
 from __future__ import annotations
 
-from collections import deque
+import operator
 from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
+
+
+# `operator.call` is new in Python 3.11, and a third faster.
+_call = getattr(operator, "call", partial.__call__)
 
 
 def commit(actions: Iterable[partial]) -> None:
@@ -23,7 +27,7 @@ def commit(actions: Iterable[partial]) -> None:
             `dict.update`, `ndarray.__setitem__`), which must not fail and whose arguments must not
             run Python code: no `__hash__`, `__eq__` or `__setattr__` written in Python.
     """
-    deque(map(partial.__call__, actions), maxlen=0)
+    list(map(_call, actions))
 
 
 def assign(target: np.ndarray, source: np.ndarray) -> partial:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -11,14 +11,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from . import buffers, kernels, regions
 from .kernels import rules
 from .sparse import SparseGrad
-
-_versions = itertools.count()
-_data_edits = 0
-
-
-def data_edits() -> int:
-    """How often any parameter was given another array; hardly ever, so one number serves all."""
-    return _data_edits
 
 
 class Parameter(NDArrayOperatorsMixin):
@@ -56,16 +48,12 @@ class Parameter(NDArrayOperatorsMixin):
         Parameter(name='weight', shape=(2, 3), dtype=float32, device='cpu', grad=float64)
     """
 
+    # Whatever belongs together is in one slot, so that it changes as one: the array and the gradient
+    # as views (see `buffers.view`), and the working copies, which know whose copies they are. A step
+    # reads these three slots itself and believes nothing that it has kept of them.
     __slots__ = (
-        "_data",
-        "_grad",
-        "_grad_layout",
-        "_grad_view",
-        "_layout",
         "_autocast",
-        "_entry",
-        "_token",
-        "_version",
+        "_grad_view",
         "_view",
         "_working",
         "name",
@@ -89,12 +77,9 @@ class Parameter(NDArrayOperatorsMixin):
         self.name = name
         self.requires_grad = bool(requires_grad)
         self._autocast = bool(autocast) and view.dtype == np.float32
-        self._working: Any = None
-        self._entry = 0
-        self._grad: Any = None
+        self._working: WorkingCopies | None = None
         self._grad_view: np.ndarray | None = None
-        self._grad_layout: buffers.Layout | None = None
-        self._set_data(data, view)
+        self._view = view
 
     @property
     def data(self) -> Any:
@@ -104,51 +89,45 @@ class Parameter(NDArrayOperatorsMixin):
         """
         region = regions.current()
         if region is None or not self._autocast:
-            return self._data
+            return buffers.given(self._view)
         return self._working_copy(region)
 
     @data.setter
     def data(self, data: Any) -> None:
-        if data is self._data:  # `p.data -= x` assigns the same array again
+        if data is buffers.given(self._view):  # `p.data -= x` assigns the same array again
             return
         view = _checked_data(data)
-        new, old = buffers.layout(view), self._layout
+        new, old = buffers.layout(view), buffers.layout(self._view)
         if view.shape != self.shape or new.dtype != old.dtype or new.device != old.device:
             raise ValueError(
                 f"data must keep shape {self.shape}, dtype {old.dtype} and device {old.device}, but "
                 f"got shape {view.shape}, dtype {new.dtype} and device {new.device}: make a new "
                 "Parameter for another array"
             )
-        self._set_data(data, view)
-
-    def _set_data(self, data: Any, view: np.ndarray) -> None:
-        self._data = data
         self._view = view
-        self._layout = buffers.layout(view)
-        self._working = None
-        self._rearranged()
-
-    def _rearranged(self) -> None:
-        """Other arrays are in use from now on."""
-        global _data_edits
-        _data_edits += 1
-        self._token = object()
-        self._version = next(_versions)
 
     def _working_copy(self, region: regions.Region) -> Any:
         """The 16-bit copy for a region, made or brought up to date if need be."""
         dtype = regions.low_type(region, self.device.partition(":")[0])
-        if self._working is None or buffers.view(self._working).dtype != dtype:
-            order = buffers.flat_order(self._view)
-            self._working = buffers.empty(self.shape, self._view, order, dtype)
-            self._entry = 0
-            self._rearranged()
-        if self._entry != region.entry:  # the array may have been edited since the last region
-            copying = kernels.prepare(rules.copy, [[self._view], [buffers.view(self._working)]], 0)
+        view, copies = self._view, self._working
+        if copies is None or copies.of is not view or dtype not in copies.by_type:
+            order = buffers.flat_order(view)
+            made = WorkingCopy(buffers.empty(view.shape, view, order, dtype))
+            others = copies.by_type if copies is not None and copies.of is view else {}
+            self._working = copies = WorkingCopies(view, {**others, dtype: made})
+        copy = copies.by_type[dtype]
+        if copy.entry != region.entry:  # the array may have been edited since the last region
+            copying = kernels.prepare(rules.copy, [[view], [buffers.view(copy.array)]], 0)
             copying.set_scalars(1.0, ())
             copying.run()
-            self._entry = region.entry
-        return buffers.read_only(self._working)
+            copy.entry = region.entry
+        return buffers.read_only(copy.array)
+
+    def changed(self) -> None:
+        """Say that the array was written, so that copies of it are out of date."""
+        if self._working is not None:
+            for copy in self._working.by_type.values():
+                copy.entry = 0
 
     @property
     def grad(self) -> Any:
@@ -161,49 +140,37 @@ class Parameter(NDArrayOperatorsMixin):
             TypeError: not None and no array of an accepted type.
             ValueError: the shape or the device is not the parameter's, or a `SparseGrad` does not fit.
         """
-        return self._grad
+        return buffers.given(self._grad_view)
 
     @grad.setter
     def grad(self, grad: Any) -> None:
-        if grad is self._grad and grad is not None:  # `p.grad += x` assigns the same array again
-            return
         if grad is None:
-            self._grad = self._grad_view = self._grad_layout = None
-            self._version = next(_versions)
+            self._grad_view = None
             return
         if type(grad) is np.ndarray and grad.dtype in buffers.FLOAT_TYPES:
             view = grad
+        elif not isinstance(grad, np.ndarray) and grad is self.grad:
+            return  # `p.grad += x` assigns the same array again
         elif isinstance(grad, SparseGrad):
-            self._set_sparse_grad(grad)
+            self._grad_view = grad.view_for(self.shape, self.device, _of(self))
             return
         else:
             if isinstance(grad, np.generic):  # what NumPy's reductions return for shape ()
                 grad = np.asarray(grad)
             view = buffers.check(grad, f"the gradient{_of(self)}")
-        layout = buffers.layout(view)
         if view.shape != self._view.shape:
             raise ValueError(
                 f"the gradient{_of(self)} must have the parameter's shape {self.shape}, "
                 f"but got {view.shape}"
             )
-        if layout.device != self._layout.device:
-            raise ValueError(
-                f"the gradient{_of(self)} must be on the parameter's device {self.device}, but is "
-                f"on {layout.device}: move one of them, for example with parameter.to(...)"
-            )
-        self._grad = grad
+        if type(view) is not np.ndarray or type(self._view) is not np.ndarray:
+            device = buffers.layout(view).device
+            if device != self.device:
+                raise ValueError(
+                    f"the gradient{_of(self)} must be on the parameter's device {self.device}, but "
+                    f"is on {device}: move one of them, for example with parameter.to(...)"
+                )
         self._grad_view = view
-        self._grad_layout = layout
-        # An optimizer keeps addresses between steps; a number that no parameter ever had before is
-        # how it learns, without holding the arrays, that this one's have changed.
-        self._version = next(_versions)
-
-    def _set_sparse_grad(self, grad: SparseGrad) -> None:
-        view = grad.view_for(self.shape, self.device, _of(self))
-        self._grad = grad
-        self._grad_view = view
-        self._grad_layout = buffers.layout(view)._replace(order="rows")
-        self._version = next(_versions)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -231,7 +198,7 @@ class Parameter(NDArrayOperatorsMixin):
     @property
     def device(self) -> str:
         """Where the array lies: "cpu" or "cuda:N"."""
-        return self._layout.device
+        return buffers.device_of(self._view)
 
     def numpy(self) -> np.ndarray:
         """The values as a host array: on the CPU the array itself, from a device a copy."""
@@ -260,26 +227,27 @@ class Parameter(NDArrayOperatorsMixin):
         device = buffers.parse_device(device)
         if device == self.device:
             return self
-        if isinstance(self._grad, SparseGrad):
+        if isinstance(self.grad, SparseGrad):
             raise ValueError(
                 f"the gradient{_of(self)} is a SparseGrad, which works on the CPU: set it to None "
                 f"before the parameter moves to {device}"
             )
         moved = Parameter(
-            buffers.moved(self._data, device),
+            buffers.moved(buffers.given(self._view), device),
             self.requires_grad,
             self.name,
             autocast=self._autocast,
         )
-        if self._grad is not None:
-            moved.grad = buffers.moved(self._grad, device)
+        if self.grad is not None:
+            moved.grad = buffers.moved(self.grad, device)
         return moved
 
-    def become(self, other: Parameter) -> None:
-        """Take over another parameter's array and gradient, on whatever device, and stay oneself."""
-        self._grad, self._grad_view = other._grad, other._grad_view
-        self._grad_layout = other._grad_layout
-        self._set_data(other._data, other._view)
+    def becoming(self, other: Parameter) -> list[partial]:
+        """The calls, for `commit`, by which it takes over another one's array and gradient."""
+        return [
+            partial(setattr, self, "_view", other._view),
+            partial(setattr, self, "_grad_view", other._grad_view),
+        ]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
@@ -317,7 +285,7 @@ class Parameter(NDArrayOperatorsMixin):
         return self.data.T
 
     def __getstate__(self) -> tuple:
-        arrays = [self._data, self._grad]
+        arrays = [buffers.given(self._view), self.grad]
         if self.device != "cpu":
             arrays = [None if array is None else buffers.host_copy(array) for array in arrays]
         return *arrays, self.name, self.requires_grad, self._autocast, self.device
@@ -331,12 +299,39 @@ class Parameter(NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         name = "" if self.name is None else f"name={self.name!r}, "
-        grad = None if self._grad_layout is None else self._grad_layout.dtype
+        grad = None if self._grad_view is None else self._grad_view.dtype
         frozen = "" if self.requires_grad else ", requires_grad=False"
         return (
             f"Parameter({name}shape={self.shape}, dtype={self.dtype}, device={self.device!r}, "
             f"grad={grad}{frozen})"
         )
+
+
+class WorkingCopy:
+    """A copy of a parameter in 16 bits.
+
+    Attributes:
+        array: the copy.
+        entry: the number of the outermost region in which it was last brought up to date; 0, never.
+    """
+
+    __slots__ = ("array", "entry")
+
+    def __init__(self, array: Any):
+        self.array = array
+        self.entry = 0
+
+
+class WorkingCopies(NamedTuple):
+    """The working copies of a parameter, one for each type that regions asked for.
+
+    It is never changed: another type makes another object, by which a step knows that its plan no
+    longer fits.
+    """
+
+    of: np.ndarray
+    """The view of the array whose copies they are."""
+    by_type: dict[np.dtype, WorkingCopy]
 
 
 def _checked_data(data: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from . import buffers
 class RowsView(np.ndarray):
     """The values of a `SparseGrad` in the place where a dense gradient has its view."""
 
+    owner: SparseGrad
     indices: np.ndarray
     largest: int
 
@@ -161,7 +162,7 @@ class SparseGrad:
             )
         self._check_length(shape[0])
         view = self._values.view(RowsView)
-        view.indices, view.largest = self._indices, self._largest
+        view.owner, view.indices, view.largest = self, self._indices, self._largest
         return view
 
     def _check_length(self, length: int) -> None:

@@ -7,16 +7,22 @@ which the tensors lie. Numba is imported when the first launch is prepared, not 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from struct import Struct
 from struct import error as struct_error
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .. import buffers
+from ..commit import commit
 from ..sparse import RowsView
 from . import reductions, transforms
+
+
+Copy = Literal["copy", "master", None]
+"""Whether a last column holds copies of the parameters, see `prepare`."""
 
 
 class _OverTable:
@@ -37,19 +43,6 @@ class _OverTable:
     def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         return import_module(".table", __name__).Table(columns, self._target, self._stream, keys)
 
-    def _with_copies(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run` itself, or if some tensors need flat copies, a function that keeps these in step."""
-        table = self._table
-        if not table.has_copies:
-            return run
-
-        def run_with_copies() -> None:
-            table.gather()
-            run()
-            table.scatter()
-
-        return run_with_copies
-
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
         return self._reduction(norm_type)(), self._table.chunks[:, 0]
@@ -69,7 +62,9 @@ class _OverTable:
 class Launch(_OverTable):
     """A rule, compiled, and the tensors that it is to update; kept from step to step.
 
-    Made by `prepare`. A step is `set_scalars`, then `run()`, which updates every tensor.
+    Made by `prepare`. A step is `set_scalars`, then `run()`, which updates every tensor. Where the
+    update is part of something larger that is to happen whole or not at all, `gather()` comes in
+    place of `run()`, and then the calls that `actions()` lists, with nothing between them.
     """
 
     def __init__(
@@ -78,31 +73,70 @@ class Launch(_OverTable):
         columns: Sequence[Sequence[np.ndarray]],
         scalars: int,
         stream: Any,
-        with_copy: bool,
+        copy: Copy,
         keys: Sequence[int] | None,
     ):
         super().__init__(columns, stream, keys)
-        # The kernel's first scalar is the factor on gradients, then comes the number of the update
-        # if it rounds at random, then the rule's own.
-        self._at_random = keys is not None
-        count = 1 + self._at_random + scalars
-        self._scalars = np.empty(count, self._table.arithmetic)
-        self._pack = Struct(f"{count}{self._scalars.dtype.char}").pack_into
-        self._rule, self._with_copy = rule, with_copy
+        # The kernel's first scalar is the factor on gradients, then come the rule's own.
+        self._scalars = np.empty(1 + scalars, self._table.arithmetic)
+        self._pack = Struct(f"{1 + scalars}{self._scalars.dtype.char}").pack_into
+        self._packed = self._scalars.data
+        self._moments = None if keys is None else np.zeros(1, np.int64)
+        self._rule, self._copy = rule, copy
         self._bind()
 
     def _bind(self) -> None:
         self._clip: Any = None
-        self._zero: Callable[[], object] | None = None
-        self._update = update = self._target.bind(
+        self._zero: Any = None
+        self._update = self._target.bind(
             self._rule,
             self._table,
             self._scalars,
             self._stream,
-            with_copy=self._with_copy,
-            at_random=self._at_random,
+            copy=self._copy,
+            moments=self._moments,
         )
-        self.run = self._with_copies(update)
+
+    @property
+    def steady(self) -> bool:
+        """Whether `actions` always gives the same calls, so that a list of them can be kept."""
+        return self._update.steady
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether some tensors do not lie flat, so that the update works on copies of them."""
+        return self._table.has_copies
+
+    def gather(self) -> None:
+        """Make ready what the update reads from copies of tensors."""
+        self._table.gather()
+
+    def actions(self) -> list[partial]:
+        """The calls that update every tensor, for `commit`."""
+        if self._table.has_copies:
+            return [*self._update.actions(), *self._table.scatter()]
+        return self._update.actions()
+
+    def run(self) -> None:
+        """Update every tensor."""
+        self._table.gather()
+        commit(self.actions())
+
+    def cells(self) -> np.ndarray:
+        """Where the table can be told that gradients have moved, see `table.Table.cells`."""
+        return self._table.cells()
+
+    def take_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        """Take in what `cells` cannot say of gradients: those that do not lie flat, or on a device."""
+        if self._table.device != "cpu":
+            self._table.refresh(0, gradients)
+        elif self._table.has_copies:
+            self._table.set_sources(gradients)
+
+    def release_gradients(self) -> None:
+        """Hold no gradients that the parameters may not hold any more."""
+        if self._table.has_copies:
+            self._table.set_sources([None] * len(self._table.addresses))
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
         """Take other gradients, of the same layouts, for the same tensors."""
@@ -116,28 +150,26 @@ class Launch(_OverTable):
         Raises TypeError for what is no number, OverflowError for what float32 cannot hold.
         """
         try:
-            if self._at_random:
-                self._pack(self._scalars.data, 0, scale, moment, *hyper)
-            else:
-                self._pack(self._scalars.data, 0, scale, *hyper)
+            self._pack(self._packed, 0, scale, *hyper)
         except struct_error:
             raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
+        if self._moments is not None:
+            self._moments[0] = moment
 
     def multiply_gradients(self, factor: float) -> None:
         """Let the next `run` multiply gradients by one more factor."""
         self._scalars[0] *= factor
 
-    def zero_gradients(self) -> bool:
-        """Fill the gradients with zeros; False, and nothing is done, if they do not lie flat."""
+    def zero_gradients(self) -> list[partial] | None:
+        """The calls that fill the gradients with zeros; None if they do not all lie flat."""
         if self._table.has_copies:
-            return False
+            return None
         if self._zero is None:
             zero = np.zeros(1, self._table.arithmetic)
             self._zero = self._target.bind_transform(
                 transforms.fill, self._table, zero, self._stream
             )
-        self._zero()
-        return True
+        return self._zero.actions()
 
     def clip_on_device(
         self, others: Sequence[Launch], max_norm: float
@@ -172,8 +204,22 @@ class RowLaunch(Launch):
         table = import_module(".table", __name__)
         return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
 
-    def zero_gradients(self) -> bool:
-        return False
+    steady = False
+
+    def zero_gradients(self) -> None:
+        return None
+
+    def cells(self) -> np.ndarray:
+        return np.zeros(1, np.int64)
+
+    def take_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        (gradient,) = gradients
+        ((before,), *_) = self._columns
+        if gradient is not before:
+            self.refresh_gradients(gradients)
+
+    def release_gradients(self) -> None:
+        """The rows of the gradient are what the table was laid out for: they stay."""
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
         self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)
@@ -192,11 +238,38 @@ class Batch(_OverTable):
     def __init__(self, tensors: Sequence[np.ndarray], stream: Any = None):
         super().__init__([tensors], stream)
 
+    def transforming(self, function: Callable, scalars: Sequence[float]) -> list[partial]:
+        """The calls that replace every element `x` by `function(x, scalars)`, for `commit`.
+
+        See `transforms`. What they read of tensors that do not lie flat is copied here and now.
+        """
+        values = np.array(scalars, self._table.arithmetic)
+        bound = self._target.bind_transform(function, self._table, values, self._stream)
+        self._table.gather()
+        return [*bound.actions(), *self._table.scatter()]
+
     def transform(self, function: Callable, scalars: Sequence[float]) -> None:
         """Replace every element `x` by `function(x, scalars)`, see `transforms`."""
-        values = np.array(scalars, self._table.arithmetic)
-        run = self._target.bind_transform(function, self._table, values, self._stream)
-        self._with_copies(run)()
+        commit(self.transforming(function, scalars))
+
+
+CHANGED, MAY_OVERLAP = -1, -2
+"""What a comparison with a record says, see `headers.look`."""
+
+
+def slot_offset(kind: type, name: str) -> int:
+    """Where a class keeps a slot, see `headers.slot_offset`."""
+    return import_module(".headers", __name__).slot_offset(kind, name)
+
+
+def watch(*arguments: Any) -> Any:
+    """A record of what parameters, gradients and arrays are like, see `headers.Watch`."""
+    return import_module(".headers", __name__).Watch(*arguments)
+
+
+def regions(bounds: Sequence[np.ndarray]) -> Any:
+    """The memory that a step writes, see `headers.Regions`."""
+    return import_module(".headers", __name__).Regions(bounds)
 
 
 def clip(
@@ -237,7 +310,7 @@ def prepare(
     scalars: int,
     stream: Any = None,
     *,
-    with_copy: bool = False,
+    copy: Copy = None,
     keys: Sequence[int] | None = None,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
@@ -249,10 +322,11 @@ def prepare(
             the view of a `SparseGrad` is alone in its column.
         scalars: how many numbers the rule takes apart from `hyper`.
         stream: on a GPU the stream to work on. Default: None, the default stream.
-        with_copy: the last column is no state, but is to hold the new parameters in another storage
-            type. Default: False.
+        copy: the last column is no state, but holds the new parameters in another storage type. Of a
+            "copy" nobody reads what it held before; if it is the "master"'s copy, elements that were
+            edited since the last update are taken over into the master. Default: None.
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, with_copy, keys)
+    return launch(rule, columns, scalars, stream, copy, keys)

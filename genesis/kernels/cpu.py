@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import event, types
+from numba import carray
+from numba.core import cgutils, event, types
 from numba.extending import intrinsic
 
+from ..commit import assign, commit
 from . import storage, threads
-from .specialise import announce, described, keeps_code, specialised, with_copy
+from .copies import with_copy
+from .memory import pointer, word
+from .specialise import announce, described, keeps_code, specialised
 
 if TYPE_CHECKING:
     from .table import Table
@@ -33,6 +38,32 @@ def _fetch_add(typing_context, counters, index, amount):
         return builder.atomic_rmw("add", place, arguments[2], "acq_rel")
 
     return types.int64(counters, index, amount), generate
+
+
+@intrinsic
+def _counted(typing_context, counters, index):
+    """What a counter is now, and with it all that other threads did before they counted."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
+
+    return types.int64(counters, index), generate
+
+
+_YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+
+
+@intrinsic
+def _yield(typing_context):
+    """Let another thread have this core, if one waits for it."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, _YIELD), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic
@@ -65,20 +96,34 @@ def _prefetch(typing_context, address):
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = None
+integers = numbers = floats = scalar_count = None
 
 _AHEAD = 4
 _AT_ONCE, _SHARES = 8, 16
+_PATIENCE = 1000
 
 
-def work(addresses, chunks, scalars, results, claims):
-    """Process all chunks that this thread can claim.
+def work(addresses, chunks, scalars, moments, results, claims, helping):
+    """Process all chunks that this thread can claim, and then wait for those of other threads.
 
-    `claims` counts chunks claimed and chunks done by all threads of this launch; empty, there is
-    one thread and all chunks are its own. `results` takes what each chunk came to; empty, nobody
-    asks. Returns the number of chunks done by all threads so far if this one did any, else 0.
+    `claims` counts chunks claimed and chunks done by all threads of this launch, and says whether
+    the calling thread is at work on it; empty, there is one thread and all chunks are its own. Only
+    while the calling thread is in here do helpers find chunks: they never write when it has left, and
+    it cannot be made to leave before all chunks are done. `results` takes what each chunk came to;
+    empty, nobody asks. Returns the number of chunks that this thread has done.
     """
-    hyper = scalars_of(scalars)
     alone = len(claims) == 0
+    if helping:
+        patience = _PATIENCE
+        while _counted(claims, 2) == 0:  # the calling thread is about to begin, or was interrupted
+            patience -= 1
+            if patience == 0:
+                return 0
+            _yield()
+    elif not alone:
+        _fetch_add(claims, 2, 1)
+    hyper = scalars_of(scalars)
+    moment = moments[0]
     done = 0
     first = 0
     last = len(chunks)
@@ -92,15 +137,48 @@ def work(addresses, chunks, scalars, results, claims):
         for chunk in range(first, last):
             announce_chunk(addresses, chunks, chunk + _AHEAD)
             tensors = row_of(addresses, chunks[chunk, 0])
-            result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper)
+            result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper, moment)
             if len(results) > 0:
                 results[chunk] = result
             done += 1
         if alone or first >= len(chunks):
             break
-    if alone or done == 0:
-        return done
-    return _fetch_add(claims, 1, done) + done
+    if not alone:
+        _fetch_add(claims, 1, done)
+        while not helping and _counted(claims, 1) < len(chunks):
+            _yield()
+    return done
+
+
+# What a launch's record says, each a number: where its arrays are, and how long.
+(
+    ADDRESSES,
+    ROWS,
+    COLUMNS,
+    CHUNKS,
+    CHUNK_COUNT,
+    SCALARS,
+    MOMENTS,
+    RESULTS,
+    RESULT_COUNT,
+    CLAIMS,
+    CLAIM_COUNT,
+    RECORD_SIZE,
+) = range(12)
+
+
+def begin(record, helping):
+    """`work`, given the address of a record of its arguments."""
+    addresses = carray(
+        integers(word(record + 8 * ADDRESSES)),
+        (word(record + 8 * ROWS), word(record + 8 * COLUMNS)),
+    )
+    chunks = carray(integers(word(record + 8 * CHUNKS)), (word(record + 8 * CHUNK_COUNT), 3))
+    scalars = carray(numbers(word(record + 8 * SCALARS)), (scalar_count,))
+    moments = carray(integers(word(record + 8 * MOMENTS)), (1,))
+    results = carray(floats(word(record + 8 * RESULTS)), (word(record + 8 * RESULT_COUNT),))
+    claims = carray(integers(word(record + 8 * CLAIMS)), (word(record + 8 * CLAIM_COUNT),))
+    return work(addresses, chunks, scalars, moments, results, claims, helping)
 
 
 def no_chunk(addresses, chunks, chunk):
@@ -123,7 +201,7 @@ def coming_chunk(addresses, chunks, chunk):
                 _prefetch(address)
 
 
-def update(tensors, start, stop, hyper):
+def update(tensors, start, stop, hyper, moment):
     """Apply a rule to a chunk: read gradient, parameter and state, write parameter and state."""
     for i in range(start, stop):
         values = read(tensors, i)
@@ -132,25 +210,24 @@ def update(tensors, start, stop, hyper):
     return hyper[0]
 
 
-def update_at_random(tensors, start, stop, hyper):
+def update_at_random(tensors, start, stop, hyper, moment):
     """As `update`, but bfloat16 is rounded at random; the tensors' last number is their key."""
     key = tensors[len(tensors) - 1]
-    moment = int(hyper[1])
     for i in range(start, stop):
         values = read(tensors[:-1], i)
-        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[2:])
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[1:])
         write(tensors[1:-1], i, (param,) + state, key, moment)
     return hyper[0]
 
 
-def transform(tensors, start, stop, hyper):
+def transform(tensors, start, stop, hyper, moment):
     """Replace each element of the first column by what a function of it and the scalars gives."""
     for i in range(start, stop):
         write(tensors, i, (rule(read(tensors, i)[0], hyper),))
     return hyper[0]
 
 
-def reduce(tensors, start, stop, hyper):
+def reduce(tensors, start, stop, hyper, moment):
     """Reduce the first column of a chunk to one number."""
     total, exponent = hyper
     for i in range(start, stop):
@@ -230,40 +307,91 @@ def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
+class Bound:
+    """A kernel and what it works on: calling it does the work with the scalars then in force."""
+
+    def __init__(
+        self,
+        kernel: Callable,
+        table: Table,
+        scalars: np.ndarray,
+        bytes_moved: int,
+        moments: np.ndarray | None = None,
+        results: np.ndarray | None = None,
+    ):
+        self._kernel = kernel
+        self._chunks, self._bytes_moved = len(table.chunks), bytes_moved
+        moments = np.zeros(1, np.int64) if moments is None else moments
+        results = np.empty(0) if results is None else results
+        self._kept = table.addresses, table.chunks, scalars, moments, results
+        at = [array.ctypes.data for array in self._kept]
+        self._record = np.array(
+            [
+                *(at[0], *table.addresses.shape, at[1], self._chunks, at[2], at[3]),
+                *(at[4], len(results), 0, 0),
+            ],
+            np.int64,
+        )
+        self._alone = [partial(kernel, self._record.ctypes.data, False)]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the calls are always the same: those of larger work count who helps."""
+        return self._bytes_moved < threads.MINIMUM_BYTES
+
+    def actions(self) -> list[partial]:
+        """The calls that do the work, to be made one after another, without Python between them."""
+        if self._bytes_moved < threads.MINIMUM_BYTES:
+            return self._alone
+        helpers = threads.helpers(self._chunks, self._bytes_moved)
+        if not helpers:
+            return self._alone
+        claims = np.zeros(3, np.int64)
+        record = self._record.copy()
+        record[CLAIMS], record[CLAIM_COUNT] = claims.ctypes.data, len(claims)
+        begin = partial(self._kernel, record.ctypes.data)
+        # One that comes late still finds the memory that it looks at.
+        job = threads.Job(partial(begin, True), (self._kept, record, claims))
+        return [*threads.calls(job, helpers), partial(begin, False)]
+
+    def __call__(self) -> None:
+        commit(self.actions())
+
+
 def bind(
     rule: Callable,
     table: Table,
     scalars: np.ndarray,
     stream: None = None,
     *,
-    with_copy: bool = False,
-    at_random: bool = False,
-) -> Callable[[], object]:
-    """A function of no arguments that applies `rule` to a table, with the scalars then in force.
+    copy: str | None = None,
+    moments: np.ndarray | None = None,
+) -> Bound:
+    """What applies `rule` to a table, with the scalars then in force.
 
     Args:
         rule: the rule.
-        table: the table; with `at_random` it has keys.
-        scalars: the factor on gradients, with `at_random` the number of the update, and the rule's
-            scalars.
+        table: the table; with `moments` it has keys.
+        scalars: the factor on gradients and the rule's scalars.
         stream: None, since there are no streams here.
-        with_copy: the table's last column is to hold a copy of the parameter.
-        at_random: round what is stored as bfloat16 at random.
+        copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
+        moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is rounded
+            at random, in a way that follows from it. Default: None, it is rounded to the nearest.
     """
-    if with_copy:
-        rule = _with_copy(rule)
-    process = update_at_random if at_random else update
+    if copy:
+        rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
+    process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
     kernel = _compiled(process, rule, table.storages, arithmetic, count, table.scattered)
-    return _call(kernel, table, scalars, np.empty(0), table.bytes_moved)
+    return Bound(kernel, table, scalars, table.bytes_moved, moments)
 
 
 def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: None = None
-) -> Callable[[], object]:
-    """A function of no arguments that replaces each element `x` by `function(x, scalars)`."""
+) -> Bound:
+    """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
     kernel = _compiled(transform, function, table.storages, scalars.dtype.name, len(scalars))
-    return _call(kernel, table, scalars, np.empty(0), 2 * table.bytes_of_column[0])
+    return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0])
 
 
 def bind_reduction(
@@ -272,27 +400,19 @@ def bind_reduction(
     """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
     kernel = _compiled(reduce, reduction, table.storages, "float64", 2)
-    call = _call(kernel, table, np.array([start, exponent]), results, table.bytes_of_column[0])
+    scalars = np.array([start, exponent])
+    bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 
     def reduced() -> np.ndarray:
-        call()
+        bound()
         return results
 
     return reduced
 
 
-def _call(
-    kernel: Callable, table: Table, scalars: np.ndarray, results: np.ndarray, bytes_moved: int
-) -> Callable[[], object]:
-    arguments = table.addresses, table.chunks, scalars, results
-    if bytes_moved < threads.MINIMUM_BYTES:
-        return partial(kernel, *arguments, np.empty(0, np.int64))
-    return partial(threads.run, kernel, arguments, len(table.chunks), bytes_moved)
-
-
-def copy(target: np.ndarray, source: np.ndarray, stream: None = None) -> None:
-    """Copy between arrays of any strides."""
-    np.copyto(target, source)
+def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> partial:
+    """The call that copies between arrays of any strides."""
+    return assign(target, source)
 
 
 class _Announcer(event.Listener):
@@ -318,8 +438,9 @@ _FASTMATH = {
 
 
 @lru_cache(maxsize=None)
-def _with_copy(rule: Callable) -> Callable:
-    return with_copy(rule, numba.njit(error_model="numpy"))
+def _with_copy(rule: Callable, copy: str, storage_type: str, at_random: bool) -> Callable:
+    edited = storage.edited(storage_type, at_random)
+    return with_copy(rule, copy, edited, numba.njit(error_model="numpy"))
 
 
 @lru_cache(maxsize=None)
@@ -353,17 +474,22 @@ def _compiled(
     coming = coming_chunk if scattered else no_chunk
     name = f"{coming.__name__}_{name}"
     names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
-    vector = types.Array(number, 1, "C")
-    results = types.Array(types.float64, 1, "C")
-    signature = types.int64(_int64_matrix, _int64_matrix, vector, results, _int64_vector)
-    function = specialised(work, f"{process.__name__}_{name}", names, rule)
-    return _compile(function, signature)
+    name = f"{process.__name__}_{name}"
+    names = {
+        "work": numba.njit(**options)(specialised(work, f"work_{name}", names, rule)),
+        "integers": pointer(types.int64),
+        "numbers": pointer(number),
+        "floats": pointer(types.float64),
+        "scalar_count": scalars,
+    }
+    function = specialised(begin, name, names, rule)
+    return compile_function(function, types.int64(types.int64, types.boolean))
 
 
 @lru_cache(maxsize=None)
 def _compiled_data_pointers() -> Callable:
     signature = types.void(_int64_vector, _int64_vector)
-    compiled = _compile(specialised(data_pointers, "data_pointers", {}), signature)
+    compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
     probe = np.zeros(1)
     found = np.empty(1, np.int64)
     compiled(np.array([id(probe)]), found)
@@ -380,11 +506,12 @@ def _compiled_rows_found() -> Callable:
     vector, matrix, number = _int64_vector, _int64_matrix, types.int64
     read_only = types.Array(number, 1, "C", readonly=True)
     signature = number(read_only, number, matrix, number, matrix, matrix, vector, matrix)
-    return _compile(specialised(rows_found, "rows_found", {}), signature)
+    return compile_function(specialised(rows_found, "rows_found", {}), signature)
 
 
-def _compile(function: Callable, signature: Any) -> Callable:
-    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=keeps_code())(function)
+def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
+    """A function's machine code for one signature, from the disk if it is kept there."""
+    dispatcher = numba.njit(nogil=nogil, error_model="numpy", cache=keeps_code())(function)
     with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
         return dispatcher.compile(signature)

@@ -19,7 +19,8 @@ from numba.core import types
 from .. import buffers, cuda_driver
 from . import cpu, reductions
 from .reductions import EPSILON
-from .specialise import announce, described, keeps_code, specialised, with_copy
+from .copies import with_copy
+from .specialise import announce, described, keeps_code, specialised
 
 if cuda_driver.SIMULATED:
     from . import simulated as storage
@@ -257,10 +258,27 @@ class Update:
         self.clips_next = False
         """Whether the next launch multiplies gradients by what the device has in `factor`."""
 
+    steady = True
+
+    def actions(self) -> list[partial]:
+        """The calls that put the update on the stream."""
+        return [partial(self)]
+
     def __call__(self) -> None:
         launch = self._launch_clipped if self.clips_next else self._launch
         self.clips_next = False
         launch(tuple(self._scalars))
+
+
+class Transform:
+    """A transform bound to a table's first column and its scalars."""
+
+    def __init__(self, launch: Callable[[tuple], object], scalars: tuple):
+        self._actions = [partial(launch, scalars)]
+
+    def actions(self) -> list[partial]:
+        """The calls that put the transform on the stream."""
+        return self._actions
 
 
 class Reduction:
@@ -289,26 +307,28 @@ def bind(
     scalars: np.ndarray,
     stream: Any = None,
     *,
-    with_copy: bool = False,
-    at_random: bool = False,
+    copy: str | None = None,
+    moments: np.ndarray | None = None,
 ) -> Update:
     """A function of no arguments that applies `rule` to a table, with the scalars then in force.
 
     Args: as `cpu.bind`.
     """
-    if at_random:
+    if moments is not None:
         raise NotImplementedError(
             "stochastic_rounding works on the CPU only: use master_weights on a GPU"
         )
-    return Update(_with_copy(rule) if with_copy else rule, on_device(table, stream), scalars)
+    if copy:
+        rule = _with_copy(rule, copy, table.storages[-1])
+    return Update(rule, on_device(table, stream), scalars)
 
 
 def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: Any = None
-) -> Callable[[], object]:
-    """A function of no arguments that replaces each element `x` by `function(x, scalars)`."""
+) -> Transform:
+    """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
     kernel = _compiled_transform(function, table.storages, scalars.dtype.name, len(scalars))
-    return partial(on_device(table, stream).launcher(kernel), tuple(scalars))
+    return Transform(on_device(table, stream).launcher(kernel), tuple(scalars))
 
 
 def bind_reduction(
@@ -352,12 +372,17 @@ class Clip:
 
 
 @lru_cache(maxsize=None)
-def _with_copy(rule: Callable) -> Callable:
-    return with_copy(rule, device_function)
+def _with_copy(rule: Callable, copy: str, storage_type: str) -> Callable:
+    edited = storage.edited(storage_type, False, storage.GLOBAL)
+    return with_copy(rule, copy, edited, device_function)
 
 
-def copy(target: np.ndarray, source: np.ndarray, stream: Any = None) -> None:
-    """Copy between device arrays of any strides, given their views."""
+def copying(target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
+    """The call that copies between device arrays of any strides, given their views."""
+    return partial(_copy, target, source, stream)
+
+
+def _copy(target: np.ndarray, source: np.ndarray, stream: Any) -> None:
     if not target.size:
         return
     layout = buffers.layout(target)

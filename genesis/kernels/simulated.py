@@ -17,8 +17,8 @@ import numpy as np
 from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
-    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "device_function", "first_aligned",
-    "lane_updater", "lanes", "reader", "scalars", "writer",
+    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "device_function", "edited",
+    "first_aligned", "lane_updater", "lanes", "reader", "scalars", "writer",
 ]  # fmt: skip
 
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -77,6 +77,18 @@ def writer(dtypes, number, space=GLOBAL):
                 _memory(address, i, dtype)[0] = value
 
     return write
+
+
+@lru_cache(maxsize=None)
+def edited(dtype, at_random, space=GLOBAL):
+    kind = _TYPES.get(dtype) or np.dtype(dtype)
+
+    def differs(number, stored):
+        with np.errstate(all="ignore"):
+            kept = np.float32(kind.type(number))
+        return kept.view(np.uint32) != np.float32(stored).view(np.uint32)
+
+    return differs
 
 
 @lru_cache(maxsize=None)

@@ -41,29 +41,6 @@ def specialised(template: Any, name: str, names: dict[str, Any], rule: Any = Non
     return function
 
 
-rule: Any = None
-
-
-def _and_copy(param, grad, state, hyper):
-    """The rule, and its new parameter once more as the last state."""
-    param, rest = rule(param, grad, state[:-1], hyper)
-    return param, rest + (param,)
-
-
-def with_copy(function: Any, compiled: Callable) -> Any:
-    """A rule that also gives a copy of the parameter, to be kept in another storage type.
-
-    The old copy is handed in as the last state and not looked at, so it is not even loaded.
-
-    Args:
-        function: the rule.
-        compiled: what makes a function callable from a kernel.
-    """
-    return specialised(
-        _and_copy, f"{function.__name__}_and_copy", {"rule": compiled(function)}, function
-    )
-
-
 def keeps_code() -> bool:
     """Whether compiled code is to be kept on disk."""
     return os.environ.get("GENESIS_CACHE", "1") != "0"

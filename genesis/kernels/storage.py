@@ -148,6 +148,34 @@ def random_writer(dtypes: tuple[str, ...], number: types.Float, space: int = 0):
     return write
 
 
+@lru_cache(maxsize=None)
+def edited(dtype: str, at_random: bool, space: int = 0):
+    """A function `(number, stored)` -> whether `stored` is not what storing `number` may have given.
+
+    Both are float32; `stored` was read from this storage type. Where bfloat16 is rounded at random,
+    both of its neighbours may have come of a number.
+    """
+
+    @intrinsic
+    def differs(typing_context, number, stored):
+        def generate(context, builder, signature, arguments):
+            number, stored = arguments
+            narrow = _narrowed(builder, number, dtype, types.float32, space)
+            wide = _widened(builder, narrow, dtype, types.float32, space)
+            found = builder.icmp_unsigned("!=", _bits(builder, wide), _bits(builder, stored))
+            if at_random and dtype == "bfloat16":
+                below = builder.and_(_bits(builder, number), _I32(0xFFFF0000))
+                above = builder.add(below, _I32(1 << 16))
+                for neighbour in (below, above):
+                    other = builder.icmp_unsigned("!=", neighbour, _bits(builder, stored))
+                    found = builder.and_(found, other)
+            return found
+
+        return types.boolean(number, stored), generate
+
+    return differs
+
+
 GLOBAL = 1
 """LLVM's number for a GPU's global memory; only there do loads become `ld.global`."""
 

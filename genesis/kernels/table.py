@@ -79,7 +79,7 @@ class Table:
         self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
         # Everything is read, and all but the gradients written.
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
-        self._copies: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._copies: dict[tuple[int, int], tuple[Any, np.ndarray]] = {}
         for column, arrays in enumerate(columns):
             for row, array in enumerate(arrays):
                 if buffers.layout(array).order not in (self.orders[row], "any"):
@@ -95,6 +95,23 @@ class Table:
     def has_copies(self) -> bool:
         """Whether `gather` and `scatter` have anything to do."""
         return bool(self._copies)
+
+    def cells(self) -> np.ndarray:
+        """For each row the address of the number that says where its gradient lies.
+
+        Whoever sees gradients move may write there. 0 where that is not enough: a copy stands for the
+        gradient, or a device has to be told.
+        """
+        step = self.addresses.strides[0]
+        cells = self.addresses.ctypes.data + step * np.arange(len(self.addresses))
+        cells[[row for row, column in self._copies if column == 0]] = 0
+        return cells if self.device == "cpu" else np.zeros_like(cells)
+
+    def set_sources(self, gradients: Sequence[np.ndarray | None]) -> None:
+        """Say which gradients, of the layouts of those before them, `gather` is to copy from."""
+        for (row, column), (_, copy) in self._copies.items():
+            if column == 0:
+                self._copies[row, 0] = gradients[row], copy
 
     def refresh(self, column: int, arrays: Sequence[np.ndarray]) -> None:
         """Take in the arrays that a column now consists of, laid out as those before them."""
@@ -118,13 +135,15 @@ class Table:
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
         for array, copy in self._copies.values():
-            self._target.copy(copy, array, self._stream)
+            self._target.copying(copy, array, self._stream)()
 
-    def scatter(self) -> None:
-        """After a launch: write the copies of updated arrays back to where they came from."""
-        for (_, column), (array, copy) in self._copies.items():
-            if column >= self._first_written:
-                self._target.copy(array, copy, self._stream)
+    def scatter(self) -> list[partial]:
+        """For after a launch: the calls that write copies back to where they came from."""
+        return [
+            self._target.copying(array, copy, self._stream)
+            for (_, column), (array, copy) in self._copies.items()
+            if column >= self._first_written
+        ]
 
 
 class AddressTable:
@@ -142,6 +161,9 @@ class AddressTable:
     device = "cpu"
     scattered = True
     has_copies = False
+
+    def gather(self) -> None:
+        """Nothing lies elsewhere than where the addresses say."""
 
     def __init__(
         self, addresses: np.ndarray, chunks: np.ndarray, storages: tuple[str, ...], size: int
@@ -234,10 +256,9 @@ class RowTable(AddressTable):
         for array, rows, copy in self._copies:
             copy[...] = array[rows]
 
-    def scatter(self) -> None:
-        """After a launch: write the copies of updated rows back to where they came from."""
-        for array, rows, copy in self._copies:
-            array[rows] = copy
+    def scatter(self) -> list[partial]:
+        """For after a launch: the calls that write copies of rows back to where they came from."""
+        return [partial(np.ndarray.__setitem__, *copied) for copied in self._copies]
 
 
 def _has_flat_rows(array: np.ndarray) -> bool:

@@ -3,15 +3,19 @@
 Numba's own threading layers do not fit: OpenMP waits milliseconds for a worker that the system has
 put aside and dies in a forked child, workqueue aborts the process when two Python threads launch at
 once. Here every thread claims chunks from a counter that belongs to the launch, so that the caller
-does all the work itself where nobody comes to help, and waits only for chunks that were claimed.
+does all the work itself where nobody comes to help, and waits only for chunks that were claimed: in
+the kernel, where no signal handler can make it leave.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,26 +66,40 @@ def get_num_threads() -> int:
     return _number
 
 
+class Job(NamedTuple):
+    """A call for helpers to make, and what must live until the last of them is done."""
+
+    run: Callable[[], object]
+    kept: Any
+
+
 class _Team:
     """Helper threads, started when first needed, that take jobs from one queue."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._starting = threading.Lock()
-        self._size = 0
+        self._threads: list[threading.Thread] = []
 
-    def call(self, helpers: int, job: Callable[[], None]) -> None:
-        if self._size < helpers:
+    def ready(self, helpers: int) -> int:
+        """How many of that many helpers there are, after those that lack have been started."""
+        alive = sum(thread.is_alive() for thread in self._threads)
+        if alive < helpers:
             with self._starting:
-                while self._size < helpers:
-                    self._size += 1
-                    threading.Thread(target=self._work, name="genesis", daemon=True).start()
-        for _ in range(helpers):
-            self._jobs.put(job)
+                self._threads = [thread for thread in self._threads if thread.is_alive()]
+                alive = len(self._threads)
+                # Where no thread can be had, the caller does the work.
+                with contextlib.suppress(RuntimeError, MemoryError):
+                    while alive < helpers:
+                        thread = threading.Thread(target=self._work, name="genesis", daemon=True)
+                        thread.start()
+                        self._threads.append(thread)
+                        alive += 1
+        return min(alive, helpers)
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
+            self.jobs.get().run()
 
 
 _team = _Team()
@@ -96,34 +114,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_team)
 
 
-def run(kernel: Callable, arguments: tuple, chunks: int, bytes_moved: int) -> None:
-    """Call `kernel(*arguments, claims)` on this thread and on as many others as pay.
+def helpers(chunks: int, bytes_moved: int) -> int:
+    """How many threads are there to help with a launch, as many as pay.
 
-    `claims` is two counters: chunks claimed and chunks done. The kernel claims chunks until none is
-    left and returns the number done by all threads so far, or 0 if it got none itself: so one call,
-    that which did the last chunk, returns `chunks`.
+    Args:
+        chunks: into how many pieces the work is cut.
+        bytes_moved: how much memory it reads and writes.
     """
-    helpers = min(_number, chunks, 1 + bytes_moved // MINIMUM_BYTES) - 1
-    claims = np.zeros(2, np.int64)
-    finished = threading.Lock()
-    finished.acquire()
-
-    def job() -> None:
-        if kernel(*arguments, claims) == chunks:
-            finished.release()
-
-    _team.call(helpers, job)
-    if kernel(*arguments, claims) != chunks:
-        _wait(finished)
+    wanted = min(_number, chunks, 1 + bytes_moved // MINIMUM_BYTES) - 1
+    return _team.ready(wanted) if wanted > 0 else 0
 
 
-def _wait(finished: threading.Lock) -> None:
-    """Wait for chunks that helpers still work on, even if the user presses Ctrl-C meanwhile.
-
-    Leaving at once would let them write on while the caller believes that the step has ended.
-    """
-    try:
-        finished.acquire()
-    except KeyboardInterrupt:
-        finished.acquire()
-        raise
+def calls(job: Job, helpers: int) -> list[partial]:
+    """The calls, of a function written in C, that give a job to helpers."""
+    return [partial(_team.jobs.put, job)] * helpers

@@ -68,6 +68,7 @@ class Adam(Optimizer):
     _always = ("exp_avg", "exp_avg_sq")
     _sometimes = ("max_exp_avg_sq",)
     _rules = rules.adam, rules.adam_amsgrad
+    _decoupled = False
 
     def __init__(
         self,
@@ -107,10 +108,10 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
         per_root = 1 / (1 - beta2**step) ** 0.5
-        return step_size, self._decay(group), 1 - beta1, beta2, 1 - beta2, per_root, group["eps"]
-
-    def _decay(self, group: dict[str, Any]) -> float:
-        return group["weight_decay"]
+        decay = group["weight_decay"]
+        if self._decoupled:
+            decay = 1 - group["lr"] * decay
+        return step_size, decay, 1 - beta1, beta2, 1 - beta2, per_root, group["eps"]
 
 
 class AdamW(Adam):
@@ -163,6 +164,7 @@ class AdamW(Adam):
     """
 
     _rules = rules.adamw, rules.adamw_amsgrad
+    _decoupled = True
 
     def __init__(
         self,
@@ -179,6 +181,3 @@ class AdamW(Adam):
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, **options
         )
-
-    def _decay(self, group: dict[str, Any]) -> float:
-        return 1 - group["lr"] * group["weight_decay"]

@@ -109,7 +109,7 @@ class ASGD(Optimizer):
         return {"step": step, "eta": eta, "mu": 1 / max(1, step - group["t0"])}
 
     def _scalars_between(
-        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
     ) -> tuple[float, ...]:
         eta, mu = before["eta"], before["mu"]
         return eta, group["weight_decay"], 1 - group["lambd"] * eta, mu, float(mu != 1)

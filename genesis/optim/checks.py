@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import buffers
 from ..parameter import Parameter
+from ..sparse import RowsView
 
 
 def number(
@@ -32,9 +33,14 @@ def number(
         raise ValueError(f"Invalid {title}: {value}, expected {expected}")
 
 
+def lr(group: dict[str, Any]) -> None:
+    """Raise unless the group's learning rate is valid."""
+    number(group, "lr", "learning rate")
+
+
 def common(group: dict[str, Any]) -> None:
     """Raise unless the group's learning rate, weight decay and eps, where it has one, are valid."""
-    number(group, "lr", "learning rate")
+    lr(group)
     number(group, "weight_decay")
     if "eps" in group:
         number(group, "eps", "epsilon value")
@@ -59,6 +65,34 @@ def flags(group: dict[str, Any], *names: str) -> None:
     for name in names:
         if not isinstance(group[name], (bool, np.bool_)):
             raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+
+
+# ---- what has changed since the last check ----
+
+
+def snapshot(group: dict[str, Any]) -> dict[str, Any]:
+    """A group as it is now, for `same` and `changes`: of lists, which can be edited, copies."""
+    return {
+        name: list(value) if type(value) is list and name != "params" else value
+        for name, value in group.items()
+    }
+
+
+def same(settings: dict[str, Any] | None, group: dict[str, Any]) -> bool:
+    """Whether a group is as it was when the snapshot was taken."""
+    try:
+        return settings == group
+    except ValueError:  # a user's own entries may be arrays, which do not compare to one truth
+        return False
+
+
+def changes(settings: dict[str, Any], group: dict[str, Any]) -> list[str]:
+    """The names of entries that were not there, or were others, when the snapshot was taken."""
+    return [
+        name
+        for name, value in group.items()
+        if name not in settings or not same({name: settings[name]}, {name: value})
+    ]
 
 
 def warn(message: str) -> None:
@@ -136,11 +170,136 @@ def memory(parameters: list[Parameter]) -> None:
     """Raise ValueError if two parameters share memory."""
     pair = buffers.overlapping([p._view for p in parameters])
     if pair:
-        first, second = (
-            f"parameter {i}{'' if parameters[i].name is None else ' ' + repr(parameters[i].name)}"
-            for i in pair
-        )
+        first, second = (label(i, parameters[i]) for i in pair)
         raise ValueError(
             f"{first} and {second} share memory, so that an update of one would change the other: "
             "give each an array of its own, or give the shared Parameter once"
         )
+
+
+def parameters(groups: list[list[Parameter]]) -> None:
+    """Raise ValueError if a parameter is in the groups twice, or two share memory."""
+    everyone = [parameter for group in groups for parameter in group]
+    places: dict[Parameter, int] = {}
+    for i, parameter in enumerate(everyone):
+        if places.setdefault(parameter, i) != i:
+            raise ValueError(
+                "some parameters appear in more than one parameter group, or twice in one: "
+                f"{label(places[parameter], parameter)} is parameter {i} too; keep it in one place"
+            )
+    memory(everyone)
+
+
+# ---- arrays, before a step uses them ----
+
+
+def label(i: int, parameter: Parameter) -> str:
+    """What messages call the `i`-th parameter of an optimizer."""
+    return f"parameter {i}" if parameter.name is None else f"parameter {i} ({parameter.name!r})"
+
+
+def array(view: np.ndarray, what: str) -> None:
+    """Raise unless a view is one of floats, every element of which can be written."""
+    buffers.check(view, what)
+    layout = buffers.layout(view)
+    if layout.order is None or not layout.writable:
+        buffers.check_writable(view, what)
+
+
+def gradient(view: np.ndarray, parameter: np.ndarray, what: str) -> None:
+    """Raise unless a gradient fits its parameter, as they are now; both are views."""
+    if isinstance(view, RowsView):
+        if view.shape[1:] != parameter.shape[1:] or not view.largest < len(parameter):
+            raise ValueError(
+                f"the SparseGrad of {what} has values of shape {view.shape} and rows up to "
+                f"{view.largest}, but the parameter's array has shape {parameter.shape} now: assign "
+                "a gradient that fits"
+            )
+        return
+    buffers.check(view, f"the gradient of {what}")
+    if view.shape != parameter.shape:
+        raise ValueError(
+            f"the gradient of {what} has shape {view.shape}, but the parameter's array has shape "
+            f"{parameter.shape}: assign a gradient of that shape"
+        )
+    if buffers.device_of(view) != buffers.device_of(parameter):
+        raise ValueError(
+            f"the gradient of {what} is on {buffers.device_of(view)}, but the parameter is on "
+            f"{buffers.device_of(parameter)}: move one of them"
+        )
+
+
+def buffer(value: Any, name: str, what: str, parameter: np.ndarray) -> np.ndarray:
+    """The view of a state buffer; raises unless it fits its parameter and can be written."""
+    what = f"state {name!r} of {what}"
+    if not buffers.is_array(value):
+        raise TypeError(f"{what} must be an array, but is a {type(value).__name__}")
+    view = buffers.view(value)
+    array(view, what)
+    if view.shape != parameter.shape:
+        raise ValueError(
+            f"{what} has shape {view.shape}, but the parameter's array has shape {parameter.shape}: "
+            "delete the entry, which then begins anew, or put in an array of that shape"
+        )
+    if buffers.device_of(view) != buffers.device_of(parameter):
+        raise ValueError(
+            f"{what} is on {buffers.device_of(view)}, but the parameter is on "
+            f"{buffers.device_of(parameter)}: move one of them"
+        )
+    return view
+
+
+def state_number(value: Any, name: str, what: str) -> Any:
+    """A number in a parameter's state; raises for what is none. "step" is a count."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"state {name!r} of {what} must be a number, but is {value!r}")
+    if name == "step":
+        if not (value >= 0 and float(value).is_integer()):
+            raise ValueError(
+                f"state 'step' of {what} must be a count of updates, but is {value!r}"
+            )
+        return int(value)
+    return float(value)
+
+
+def apart(arrays: list[np.ndarray], whose: list[tuple[str, str]]) -> None:
+    """Raise ValueError if two arrays that a step writes share memory.
+
+    `whose` has the parameter that each belongs to and the name of the state it is, if it is not the
+    parameter's own array.
+    """
+    pair = buffers.overlapping(arrays)
+    if pair:
+        first, second = (_described(*whose[i]) for i in pair)
+        raise ValueError(
+            f"{first} and {second} share memory, and a step would write both: give each an array of "
+            "its own"
+        )
+
+
+def outside(
+    gradients: list[Any],
+    parameters: list[Parameter],
+    first: int,
+    arrays: list[np.ndarray],
+    whose: list[tuple[str, str]],
+) -> None:
+    """Raise ValueError if a gradient shares memory with an array that a step writes.
+
+    `first` is the number of the first parameter among all of the optimizer's.
+    """
+    for i, view in enumerate(gradients):
+        if view is None:
+            continue
+        for array, (what, name) in zip(arrays, whose):
+            if np.may_share_memory(view, array) and np.shares_memory(view, array):
+                raise ValueError(
+                    f"the gradient of {label(first + i, parameters[i])} shares memory with "
+                    f"{_described(what, name)}, which the step changes: assign a copy of it"
+                )
+
+
+def _described(what: str, name: str) -> str:
+    return f"state {name!r} of {what}" if name else f"the array of {what}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 _numbers = itertools.count()
 
@@ -60,6 +61,53 @@ class Hooks:
 
 every_step_pre = HookList()
 every_step_post = HookList()
+
+
+def concern(optimizer: Any) -> bool:
+    """Whether there may be hooks for this optimizer's steps."""
+    return optimizer._hooks is not None or bool(every_step_pre) or bool(every_step_post)
+
+
+def call(step: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`step(*args, **kwargs)` with hooks; the first of `args` is the optimizer.
+
+    After a step that was left out no hook is called.
+    """
+    optimizer = args[0]
+    own = optimizer._hooks or Hooks()
+    for hook in [*every_step_pre.values(), *own.step_pre.values()]:
+        changed = hook(optimizer, args, kwargs)
+        if changed is None:
+            continue
+        if not isinstance(changed, tuple) or len(changed) != 2:
+            raise RuntimeError(
+                f"a step hook must return None or a tuple of (new_args, new_kwargs), but got "
+                f"{changed!r}"
+            )
+        args, kwargs = changed
+    result = step(*args, **kwargs)
+    if not optimizer.step_skipped:
+        for hook in [*own.step_post.values(), *every_step_post.values()]:
+            hook(optimizer, args, kwargs)
+    return result
+
+
+_Step = TypeVar("_Step", bound=Callable)
+
+
+def around(step: _Step) -> _Step:
+    """The method `step` with hooks, which see its arguments just as they were given.
+
+    Without arguments it is the method `_step`, called directly since that is most of all calls.
+    """
+
+    @functools.wraps(step)
+    def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._hooks is not None or every_step_pre or every_step_post:
+            return call(step, (self, *args), kwargs)
+        return step(self, *args, **kwargs) if args or kwargs else self._step()
+
+    return cast(_Step, hooked)
 
 
 def register_optimizer_step_pre_hook(hook: Callable[[Any, tuple, dict], Any]) -> RemovableHandle:

@@ -353,13 +353,13 @@ class _Problem:
 
     def point(self) -> Vector:
         """The parameters' values."""
-        return self._gathered([p._data for p in self._parameters])
+        return self._gathered([buffers.given(p._view) for p in self._parameters])
 
     def move_to(self, point: Vector) -> None:
         """Set the parameters' values."""
         for parameter, part in zip(self._parameters, self._parts):
             values = point[part].reshape(parameter.shape)
-            parameter._entry = 0  # autocast's copy is out of date
+            parameter.changed()
             if parameter.device == "cpu":
                 with np.errstate(over="ignore"):
                     parameter._view[...] = values
@@ -381,7 +381,7 @@ class _Problem:
             ) from None
         for parameter in self._parameters:
             self._check_gradient(self._group, parameter)
-        return loss, self._gathered([p._grad for p in self._parameters])
+        return loss, self._gathered([p.grad for p in self._parameters])
 
     def _gathered(self, arrays: list[Any]) -> Vector:
         vector = np.empty(self._parts[-1].stop, self._dtype)

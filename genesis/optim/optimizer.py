@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
-from ..nn.utils.clip_grad import check_max_norm
+from ..commit import commit
+from ..nn.utils.clip_grad import all_finite, check_max_norm
 from ..parameter import Parameter
 from ..sparse import SparseGrad
 from . import checks, hooks, precision
-from .plan import Plan, Rule
+from .plan import Plan, Rule, StepPlan
 from .state import State
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+_set_gradient = Parameter._grad_view.__set__  # type: ignore[attr-defined]
 
 
 class Optimizer:
@@ -58,17 +65,22 @@ class Optimizer:
     ):
         precision.check_names(self, options)
         self.defaults = {**defaults, **options}
-        self.state = State()
+        self._state = State()
         self.param_groups: list[dict[str, Any]] = []
         self._grad_norm: float | Callable[[], float] | None = None
         self.step_skipped = False
         self._step_count = 0
         self._stream: Any = None
-        self._plans: list[Plan] = []
+        # The plan of the last step. A step takes it out, so that no other thread has it too, and puts
+        # it back when it is done: whatever ends the step before that, the next one makes its own.
+        self._plans: list[StepPlan] = []
         self._hooks: hooks.Hooks | None = None
         self._check_all(self.defaults)
+        groups: list[dict[str, Any]] = []
         for group in checks.groups(params):
-            self.add_param_group(group)
+            groups.append(self._new_group(group, groups))
+        checks.parameters([group["params"] for group in groups])
+        self.param_groups = groups
 
     def _check_all(self, group: dict[str, Any]) -> None:
         self._check(group)
@@ -104,13 +116,39 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} must define _scalars")
 
     def _scalars_between(
-        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
     ) -> tuple[float, ...]:
-        """The rule's scalars for the update that takes state's numbers from `before` to `after`."""
+        """The rule's scalars for the update that takes state's numbers from `before` to `after`.
+
+        `first` says that a buffer of the parameter is new.
+        """
         return self._scalars(group, after)
+
+    # ---- state ----
+
+    @property
+    def state(self) -> State:
+        """The state of each parameter, a mapping from parameters to mappings, see `State`.
+
+        Edits count from the next step on. What is assigned is taken over as a `State` of its own
+        with the same arrays in it; later edits of what was assigned are not seen.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, state: Mapping[Parameter, Mapping[str, Any]]) -> None:
+        if not isinstance(state, Mapping) or not all(
+            isinstance(entries, Mapping) for entries in state.values()
+        ):
+            raise TypeError(
+                "state must be a mapping from parameters to mappings of their state, but got a "
+                f"{type(state).__name__}"
+            )
+        self._state = State(state)
 
     # ---- the step ----
 
+    @hooks.around
     def step(
         self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
     ) -> Any:
@@ -134,9 +172,7 @@ class Optimizer:
             TypeError, ValueError: `max_norm` or a number in a group is impossible. Nothing has been
                 written.
         """
-        if self._hooks is None and not hooks.every_step_pre and not hooks.every_step_post:
-            return self._step(closure, max_norm)
-        return self._hooked_step(closure, max_norm)
+        return self._step(closure, max_norm)
 
     def scaled_step(self, inverse_scale: float, *, max_norm: float | None = None) -> Any:
         """Update with gradients multiplied by `inverse_scale`, unless one of them is inf or NaN.
@@ -152,16 +188,22 @@ class Optimizer:
             The optimizer itself; None if the step was left out. `step_skipped` then says so, and
             nothing has changed: no parameter, no state, no step count.
         """
-        if self._hooks is None and not hooks.every_step_pre and not hooks.every_step_post:
+        if not hooks.concern(self):
             self._step(None, max_norm, inverse_scale)
+        elif all_finite([p.grad for p in self._parameters() if p.grad is not None]):
+
+            def step(_: Optimizer, *, max_norm: float | None = None) -> Any:
+                return self._step(None, max_norm, inverse_scale)
+
+            hooks.call(step, (self,), {} if max_norm is None else {"max_norm": max_norm})
         else:
-            self._hooked_step(None, max_norm, inverse_scale)
+            self.step_skipped = True
         return None if self.step_skipped else self
 
     def _step(
         self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
+        closure: Callable[[], Any] | None = None,
+        max_norm: float | None = None,
         inverse_scale: float | None = None,
     ) -> Any:
         """The step without hooks.
@@ -174,19 +216,113 @@ class Optimizer:
             max_norm = check_max_norm(max_norm)
         loss = None if closure is None else closure()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
-        plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
+        step = self._planned()
+        for plan, group in zip(step.plans, self.param_groups):
+            scale = -1.0 if group["maximize"] else 1.0
+            for bucket in plan.buckets:
+                before, after = bucket.numbers, bucket.after
+                after.update(self._next(group, before))
+                hyper = self._scalars_between(group, before, after, bucket.first)
+                bucket.launch.set_scalars(scale, hyper, after["step"])
         if max_norm is not None or inverse_scale is not None:
-            launches = [bucket.launch for plan in plans for bucket in plan.buckets]
-            self._grad_norm = norm = kernels.clip(launches, max_norm, inverse_scale)
+            launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
+            norm = kernels.clip(launches, max_norm, inverse_scale)
             if inverse_scale is not None and not math.isfinite(norm):  # type: ignore[arg-type]
-                self.step_skipped = True
+                for plan in step.plans:
+                    plan.release()
+                self._grad_norm, self.step_skipped, self._plans = norm, True, [step]
                 return self if closure is None else loss
-        if plans != self._plans:
-            self._adopt(plans)
-        for plan in plans:
-            plan.run()
+            self._grad_norm = norm
+        for plan in step.with_copies:
+            plan.gather()
+        # Here it happens, as one instruction of the interpreter.
+        commit(step.actions())
         self._step_count += 1
+        for plan in step.with_copies:
+            plan.release()
+        self._plans.append(step)
         return self if closure is None else loss
+
+    def _planned(self) -> StepPlan:
+        """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
+        kept = None
+        try:
+            kept = self._plans.pop()
+            if kept.fits(self.param_groups, self._state):
+                return kept
+        except IndexError:  # the first step, or one that another thread is in the middle of
+            pass
+        if kept is not None:
+            self._plans.clear()
+            for plan in kept.plans:
+                plan.release()
+        plans = [self._plan(i, group, kept) for i, group in enumerate(self.param_groups)]
+        if kept is not None and plans == kept.plans:
+            return kept
+        return StepPlan(plans, kept)
+
+    def _plan(self, i: int, group: dict[str, Any], kept: StepPlan | None) -> Plan:
+        """The plan of group `i`, the kept one if it still fits."""
+        plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
+        settings = None if plan is None else plan.settings
+        if settings is None or not checks.same(settings, group):
+            self._check_group(i, group, settings)
+            settings = checks.snapshot(group)
+            rule, types = self._rule(group), precision.of(group)
+            if plan is not None and (rule, types) != (plan.rule, plan.types):
+                plan = None
+        parameters = group["params"]
+        if type(parameters) is not list:
+            parameters = list(parameters)
+        if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
+            plan = self._new_plan(i, group, parameters)
+        plan.settings = settings
+        return plan
+
+    def _new_plan(self, i: int, group: dict[str, Any], parameters: list[Parameter]) -> Plan:
+        try:
+            gradients = [parameter._grad_view for parameter in parameters]
+        except AttributeError:
+            checks.members(parameters)  # says what is no parameter
+            raise
+        for parameter, gradient in zip(parameters, gradients):
+            if gradient is not None:
+                self._check_gradient(group, parameter)
+        initial = self._initial(group)
+        scalars = self._scalars_between(group, initial, self._next(group, initial), True)
+        types = precision.of(group)
+        # Random bits follow from the number of the update, so that one must be kept.
+        kept = self._numbers or (("step",) if types.stochastic_rounding else ())
+        return Plan(
+            parameters,
+            gradients,
+            self._rule(group),
+            self._state,
+            initial,
+            kept,
+            len(scalars),
+            self._stream,
+            types,
+            first=sum(len(other["params"]) for other in self.param_groups[:i]),
+        )
+
+    def _check_group(
+        self, i: int, group: dict[str, Any], before: dict[str, Any] | None = None
+    ) -> None:
+        """Raise TypeError or ValueError if a group cannot be stepped with.
+
+        `before` is the group as it was when it was last found to be possible.
+        """
+        try:
+            missing = {"params", *self.defaults} - group.keys()
+            if missing:
+                raise ValueError(f"{sorted(missing)} is missing")
+            if before is None or checks.changes(before, group) != ["lr"]:
+                self._check_all(group)
+            else:  # as after each step of a scheduler
+                checks.lr(group)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (in param group {i})") from None
 
     @property
     def grad_norm(self) -> float | None:
@@ -197,73 +333,6 @@ class Optimizer:
         if callable(self._grad_norm):
             self._grad_norm = self._grad_norm()
         return self._grad_norm
-
-    def _hooked_step(
-        self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
-        inverse_scale: float | None = None,
-    ) -> Any:
-        """The step with hooks, which see the arguments as they were given.
-
-        After a step that was left out no hook is called.
-        """
-        args: tuple = (self,) if closure is None else (self, closure)
-        kwargs: dict[str, Any] = {} if max_norm is None else {"max_norm": max_norm}
-        own = self._hooks or hooks.Hooks()
-        for hook in [*hooks.every_step_pre.values(), *own.step_pre.values()]:
-            changed = hook(self, args, kwargs)
-            if changed is None:
-                continue
-            if not isinstance(changed, tuple) or len(changed) != 2:
-                raise RuntimeError(
-                    f"a step hook must return None or a tuple of (new_args, new_kwargs), but got "
-                    f"{changed!r}"
-                )
-            args, kwargs = changed
-        result = self._step(*_step_arguments(*args[1:], **kwargs), inverse_scale)
-        if self.step_skipped:
-            return result
-        for hook in [*own.step_post.values(), *hooks.every_step_post.values()]:
-            hook(self, args, kwargs)
-        return result
-
-    def _plan(self, i: int, group: dict[str, Any]) -> Plan:
-        """The plan of group `i`, the kept one if it still fits, with the next step's scalars set."""
-        parameters, rule = group["params"], self._rule(group)
-        plan = self._plans[i] if i < len(self._plans) else None
-        if plan is not None and plan.still_fits(parameters, rule, self.state):
-            for parameter in plan.sparse:
-                self._check_gradient(group, parameter)
-        else:
-            for parameter in parameters:
-                if parameter._grad_view is not None:
-                    self._check_gradient(group, parameter)
-            initial = self._initial(group)
-            scalars = len(self._scalars_between(group, initial, self._next(group, initial)))
-            types = precision.of(group)
-            # Random bits follow from the number of the update, so that one must be kept.
-            kept = self._numbers or (("step",) if types.stochastic_rounding else ())
-            first = sum(len(other["params"]) for other in self.param_groups[:i])
-            plan = Plan(
-                parameters, rule, self.state, initial, kept, scalars, self._stream, types, first
-            )
-        scale = -1.0 if group["maximize"] else 1.0
-        for bucket in plan.buckets:
-            bucket.numbers_after = after = self._next(group, bucket.numbers)
-            hyper = self._scalars_between(group, bucket.numbers, after)
-            bucket.launch.set_scalars(scale, hyper, after["step"])
-        return plan
-
-    def _adopt(self, plans: list[Plan]) -> None:
-        """Keep these plans, and the state that they created."""
-        for plan in plans:
-            for parameter, entries in plan.created:
-                self.state[parameter] = entries
-            plan.created = []
-        for plan in plans:
-            plan.adopt(self.state)
-        self._plans = plans
 
     # ---- devices ----
 
@@ -299,11 +368,9 @@ class Optimizer:
         device = buffers.parse_device(device)
         # Copies first: if the device has no room for them, nothing has moved.
         moved = {p: p.to(device) for p in self._parameters()}
-        state = self._state_on(lambda parameter: device)
-        for parameter, other in moved.items():
-            parameter.become(other)
-        self.state = State(state)
-        self._plans = []
+        state = State(self._state_on(lambda parameter: device))
+        become = [action for p, other in moved.items() for action in p.becoming(other)]
+        commit([*become, partial(setattr, self, "_state", state)])
         return self
 
     def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
@@ -315,7 +382,7 @@ class Optimizer:
                 else value
                 for name, value in entries.items()
             }
-            for parameter, entries in self.state.items()
+            for parameter, entries in self._state.items()
         }
 
     # ---- gradients ----
@@ -329,18 +396,32 @@ class Optimizer:
                 such a parameter is updated as with a gradient of zero. Default: True.
         """
         if set_to_none:
-            for parameter in self._parameters():
-                parameter.grad = None
+            # The slot itself, without the way through the property: a third of the time.
+            deque(map(_set_gradient, self._parameters(), repeat(None)), maxlen=0)
             return
+        kept = self._plans[-1] if self._plans else None
         for i, group in enumerate(self.param_groups):
-            plan = self._plans[i] if i < len(self._plans) else None
-            if plan is not None and plan.zero_gradients(group["params"]):
+            if kept is not None and self._zeroed(i, group["params"], kept):
                 continue
             for parameter in group["params"]:
                 if isinstance(parameter.grad, SparseGrad):
                     parameter.grad = parameter.grad.emptied()
                 elif parameter.grad is not None:
                     parameter.grad = buffers.zeroed(parameter.grad)
+
+    def _zeroed(self, i: int, parameters: list[Parameter], kept: StepPlan) -> bool:
+        """Fill the gradients of a group with zeros in one pass, if the last step's plan fits them."""
+        if i >= len(kept.plans) or type(parameters) is not list:
+            return False
+        plan = kept.plans[i]
+        try:
+            zeroing = plan.zeroing() if kept.still_fits(plan, parameters, self._state) else None
+        except ValueError:  # a gradient that no step would take can be zeroed all the same
+            zeroing = None
+        if zeroing is not None:
+            commit(zeroing)
+        plan.release()
+        return zeroing is not None
 
     def clear_grad(self) -> None:
         """Set the gradients of all parameters to None: `zero_grad(set_to_none=True)`."""
@@ -358,6 +439,13 @@ class Optimizer:
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is as it was before.
         """
+        group = self._new_group(param_group, self.param_groups)
+        everyone = [other["params"] for other in self.param_groups]
+        checks.parameters([*everyone, group["params"]])
+        self.param_groups.append(group)
+
+    def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
+        """A group with all its hyper-parameters, checked; not yet that it has parameters of its own."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
         if "params" not in param_group:
@@ -366,18 +454,13 @@ class Optimizer:
         group = {**self.defaults, **param_group, "params": parameters}
         if names is not None:
             group["param_names"] = names
-        for other in self.param_groups:
-            if ("param_names" in other) != ("param_names" in group):
-                raise ValueError(
-                    "all optimizer param groups should be with/without names. cannot add param "
-                    f"group {'without' if names is None else 'with'} names to the optimizer"
-                )
+        if others and ("param_names" in others[0]) != ("param_names" in group):
+            raise ValueError(
+                "all optimizer param groups should be with/without names. cannot add param "
+                f"group {'without' if names is None else 'with'} names to the optimizer"
+            )
         self._check_all(group)
-        known = self._parameters()
-        if not set(known).isdisjoint(parameters):
-            raise ValueError("some parameters appear in more than one parameter group")
-        checks.memory(known + parameters)
-        self.param_groups.append(group)
+        return group
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -446,9 +529,8 @@ class Optimizer:
                     f"loaded state dict has state for {number!r}, which no group names"
                 )
             state[owner[number]] = self._loaded_state(number, owner[number], entries)
-        self.param_groups = groups
-        self.state = State(state)
-        self._plans = []
+        loaded = {"param_groups": groups, "_state": State(state)}
+        commit([partial(setattr, self, name, value) for name, value in loaded.items()])
         for hook in list(own.load_post.values()):
             hook(self)
 
@@ -616,7 +698,7 @@ class Optimizer:
         state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
         return {
             **self.__dict__,
-            "state": state,
+            "_state": state,
             "_grad_norm": self.grad_norm,
             "_stream": None,
             "_plans": [],
@@ -625,7 +707,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.state = State(self._state_on(lambda parameter: parameter.device))
+        self._state = State(self._state_on(lambda parameter: parameter.device))
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -633,10 +715,3 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
-
-
-def _step_arguments(
-    closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
-) -> tuple[Callable[[], Any] | None, float | None]:
-    """The arguments of `step` however they are given."""
-    return closure, max_norm

@@ -89,7 +89,7 @@ class PerTensor(Optimizer):
                 scale = -factor if group.get("maximize") else factor
                 with np.errstate(all="ignore"):
                     self._update(group, parameter._view, gradient, scale, state)
-                parameter._entry = 0  # autocast's copy is out of date
+                parameter.changed()
             self.state[parameter] = state
         self._step_count += 1
         return result

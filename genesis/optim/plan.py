@@ -1,21 +1,25 @@
-"""How one group of parameters is updated, kept from step to step.
+"""How the parameters of a group are updated, kept from step to step.
 
 A `Plan` sorts the parameters that have gradients into buckets of equal device, data types and step
-count, one launch each. It stays as it is until the group, its arrays or its state change, and it
-learns of gradients in other arrays by comparing one number a parameter.
+count, one launch each, and takes down what it was made for: which parameters, which arrays, how these
+lie in memory, which edits of the state it knows of. A step believes none of that. It compares it with
+what it finds, in one compiled pass, and makes another plan where anything differs. `StepPlan` is the
+plans of all groups, and that no two arrays among them share memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from operator import is_
 from typing import Any
 
 import numpy as np
 
 from .. import buffers, kernels
-from ..parameter import Parameter, data_edits
+from ..parameter import Parameter
 from ..sparse import RowsView
+from . import checks
 from .precision import Precision
 from .state import State
 
@@ -23,49 +27,75 @@ Rule = tuple[Callable, tuple[str, ...]]
 """A rule and the names of its state buffers, in the order in which the rule takes them."""
 
 
+@lru_cache(maxsize=None)
+def parameter_slots() -> tuple[int, ...]:
+    """Where a `Parameter` has its array, its working copies and its gradient."""
+    names = "_view", "_working", "_grad_view"
+    return tuple(kernels.slot_offset(Parameter, name) for name in names)
+
+
 class Bucket:
     """The parameters that one launch updates.
 
     Attributes:
-        parameters: the parameters.
+        rows: their positions in the group.
         numbers: what their state holds besides buffers, the same for all: "step" and perhaps more.
+        after: what it will hold when the next step is done.
+        first: whether a buffer of theirs is new, so that the next update is its first.
         launch: how they are updated.
     """
 
-    __slots__ = ("launch", "numbers", "numbers_after", "parameters")
+    __slots__ = ("_count", "after", "first", "launch", "numbers", "rows")
 
     def __init__(
-        self, parameters: list[Parameter], numbers: dict[str, Any], launch: kernels.Launch
+        self, rows: list[int], numbers: dict[str, Any], first: bool, launch: kernels.Launch
     ):
-        self.parameters = parameters
+        self.rows = rows
         self.numbers = numbers
-        self.numbers_after = numbers
+        self.after = dict(numbers)
+        self.first = first
         self.launch = launch
+        self._count = partial(numbers.update, self.after)
+
+    def actions(self) -> list[partial]:
+        """The calls, for `commit`, that update the parameters, their buffers and numbers."""
+        actions = [*self.launch.actions(), self._count]
+        if self.first:
+            actions.append(partial(setattr, self, "first", False))
+        return actions
 
 
 class Plan:
-    """The buckets of one group and what they were made from.
+    """The buckets of one group and what they were made for.
 
-    State that parameters lack is created here but not handed over: `created` waits until nothing
-    can fail any more, so that running out of memory leaves the optimizer as it was.
+    State that parameters lack is created here but not handed over: `created` waits for the step
+    itself, so that whatever fails leaves the optimizer as it was.
 
     Args:
         parameters: the group's parameters.
+        gradients: the view of the gradient of each, or None.
         rule: the group's rule.
         state: the optimizer's state.
         initial: what the state of a parameter begins with: numbers, and values that fill buffers
             where that is not 0.
-        kept: which names are numbers. "step" may be missing: then it is 0 for a parameter without
-            buffers and 1 for others, and the state does not show it.
+        kept: which of these are numbers and shown in the state.
         scalars: how many scalars the rule takes.
         stream: on a GPU the stream to work on, or None.
         types: in which data types to keep state.
         first: the number of the first parameter among all of the optimizer's.
+
+    Attributes:
+        settings: the group when it was last checked.
+        arrays: what an update writes, and `whose` parameter and which of its buffers each of them is.
+
+    Raises:
+        TypeError, ValueError: an array of a parameter is not what it has to be for a step.
     """
 
     def __init__(
         self,
         parameters: list[Parameter],
+        gradients: list[Any],
         rule: Rule,
         state: State,
         initial: dict[str, Any],
@@ -75,114 +105,270 @@ class Plan:
         types: Precision,
         first: int,
     ):
+        self.rule, self.types, self.first = rule, types, first
+        self.settings: dict[str, Any] = {}
+        self.parameters, self._gradients = list(parameters), gradients
         self.buckets: list[Bucket] = []
-        self.created: list[tuple[Parameter, dict]] = []
-        self._kept = kept
-        self._rule = rule
-        self._types = types
-        self._state_edits = state.edits
-        self._data_edits = data_edits()
-        self._tokens = [p._token for p in parameters]
-        self._layouts = [p._grad_layout for p in parameters]
-        self._versions = [p._version for p in parameters]
-        self.sparse = [p for p in parameters if isinstance(p._grad_view, RowsView)]
-        function, names = rule
-        members: dict[tuple, list[tuple]] = {}
-        for number, parameter in enumerate(parameters, start=first):
-            if parameter._grad_view is None:
-                continue
-            entries, numbers = self._entries(parameter, state, initial)
-            views = [parameter._grad_view, parameter._view]
-            views += [buffers.view(entries[name]) for name in names]
-            with_copy = True
-            if "master" in entries:  # the rule updates the master; the parameter is a copy of it
-                views[1:] = [buffers.view(entries["master"]), *views[2:], views[1]]
-            elif parameter._working is not None:  # autocast's copy is refreshed in the same pass
-                views.append(buffers.view(parameter._working))
-            else:
-                with_copy = False
-            types_ = [buffers.layout(view)[:2] for view in views]
-            alone = number if isinstance(parameter._grad_view, RowsView) else None
-            key = (with_copy, alone, *numbers.values(), *types_)
-            members.setdefault(key, []).append((parameter, number, numbers, views))
-        for (with_copy, *_), rows in members.items():
-            columns = list(zip(*(views for *_, views in rows)))
+        self.created: dict[Parameter, dict[str, Any]] = {}
+        self.numbers: dict[Parameter, dict[str, Any]] = {}
+        self.arrays: list[np.ndarray] = []
+        self.whose: list[tuple[str, str]] = []
+        self.state, self.edits = state, state.edits
+        self.count, self._initial, self._kept = state._edits, initial, kept
+        self.views = [p._view for p in parameters]
+        self._workings = [p._working for p in parameters]
+        self._outdated: list[Any] = []
+        self._likes = [-1] * len(parameters)
+        cells = np.zeros(len(parameters), np.int64)
+        for key, rows in self._sorted().items():
+            columns = list(zip(*(self._tensors[row] for row in rows)))
             launch = kernels.prepare(
-                function,
+                rule[0],
                 columns,
                 scalars,
                 stream,
-                with_copy=with_copy,
-                keys=[number for _, number, *_ in rows] if types.stochastic_rounding else None,
+                copy=key[0],
+                keys=[first + row for row in rows] if types.stochastic_rounding else None,
             )
-            self.buckets.append(Bucket([parameter for parameter, *_ in rows], rows[0][2], launch))
+            cells[rows] = launch.cells()
+            bucket = Bucket(rows, self._numbers[rows[0]], key[1], launch)
+            self.buckets.append(bucket)
+            if kept:
+                self.numbers.update((self.parameters[row], bucket.numbers) for row in rows)
+        self.writable_gradients = all(
+            gradient is None or gradient.flags.writeable for gradient in gradients
+        )
+        self.has_copies = any(bucket.launch.has_copies for bucket in self.buckets)
+        self._elsewhere = any(buffers.device_of(view) != "cpu" for view in self.views)
+        self._watch = kernels.watch(
+            self.parameters,
+            parameter_slots(),
+            (self.views, self._workings),
+            gradients,
+            self._likes,
+            cells,
+            self.arrays,
+        )
+        self.look, self.held = self._watch.compare, self._watch.held
+        del self._tensors, self._numbers, self._gradients
+
+    def _sorted(self) -> dict[tuple, list[int]]:
+        """The rows that have gradients by what one launch must have in common."""
+        self._tensors: dict[int, list[np.ndarray]] = {}
+        self._numbers: dict[int, dict[str, Any]] = {}
+        members: dict[tuple, list[int]] = {}
+        for row, gradient in enumerate(self._gradients):
+            if gradient is None:
+                continue
+            parameter, view = self.parameters[row], self.views[row]
+            what = checks.label(self.first + row, parameter)
+            checks.array(view, what)
+            checks.gradient(gradient, view, what)
+            entries, numbers, begins = self._entries(parameter, view, what)
+            named = {"": view}
+            for name in self.rule[1]:
+                named[name] = checks.buffer(entries[name], name, what, view)
+            copy: kernels.Copy = None
+            working = self._workings[row]
+            if "master" in entries:  # the rule updates the master; the parameter is a copy of it
+                copy = "master"
+                del named[""]
+                master = checks.buffer(entries["master"], "master", what, view)
+                named = {"master": master, **named, "": view}
+            elif working is not None and working.of is view:
+                # One copy is brought up to date in the same pass, others when somebody looks.
+                copy = "copy"
+                *others, last = working.by_type.values()
+                self._outdated += others
+                named["copy"] = buffers.view(last.array)
+            if not isinstance(gradient, RowsView):
+                self._likes[row] = len(self.arrays)
+            self.arrays += named.values()
+            self.whose += [(what, name) for name in named]
+            self._tensors[row] = [gradient, *named.values()]
+            self._numbers[row] = numbers
+            types = [buffers.layout(array)[:2] for array in self._tensors[row]]
+            alone = row if isinstance(gradient, RowsView) else None
+            key = (copy, begins, alone, *numbers.values(), *types)
+            members.setdefault(key, []).append(row)
+        return members
 
     def _entries(
-        self, parameter: Parameter, state: State, initial: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parameter's state, completed if need be, and the numbers in it."""
-        entries = dict(state.get(parameter) or {})
-        missing = [name for name in (*self._kept, *self._rule[1]) if name not in entries]
-        if self._types.master_weights and parameter._view.itemsize == 2 and "master" not in entries:
-            wide = buffers.host_copy(parameter._data).astype(np.float32)
-            entries["master"] = buffers.copy_beside(wide, parameter._view)
+        self, parameter: Parameter, view: np.ndarray, what: str
+    ) -> tuple[dict[str, Any], dict[str, Any], bool]:
+        """The parameter's state, completed if need be, the numbers in it, and if a buffer is new."""
+        entries = dict(self.state.get(parameter) or {})
+        missing = [name for name in (*self._kept, *self.rule[1]) if name not in entries]
+        if self.types.master_weights and view.itemsize == 2 and "master" not in entries:
+            wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
+            entries["master"] = buffers.copy_beside(wide, view)
             missing.append("master")
-        like = buffers.view(entries["master"]) if "master" in entries else parameter._view
+        like = buffers.view(entries["master"]) if "master" in entries else view
+        begins = False
         for name in missing:
             if name in self._kept:
-                entries[name] = initial[name]
+                entries[name] = self._initial[name]
             elif name != "master":
-                value = initial.get(name, 0.0)
-                entries[name] = buffers.full(value, like, self._types.state_dtype)
+                begins = True
+                value = self._initial.get(name, 0.0)
+                entries[name] = buffers.full(value, like, self.types.state_dtype)
         if missing:
-            self.created.append((parameter, entries))
-        numbers = {name: entries[name] for name in self._kept}
-        if "step" not in self._kept:
-            numbers["step"] = 0 if missing else 1
-        return entries, numbers
+            self.created[parameter] = entries
+        numbers = {name: checks.state_number(entries[name], name, what) for name in self._kept}
+        return entries, numbers or {"step": 0}, begins
 
-    def still_fits(self, parameters: list[Parameter], rule: Rule, state: State) -> bool:
-        """Whether the plan holds for the next step; takes in gradients that are other arrays."""
-        if rule != self._rule or self._state_edits != state.edits:
-            return False
-        versions = [p._version for p in parameters]
-        if versions == self._versions:
-            return True
-        if len(versions) != len(self._versions):
-            return False
-        if [p._grad_layout for p in parameters] != self._layouts:
-            return False
-        if self._data_edits != data_edits():  # some parameter somewhere got another array
-            if not all(map(is_, [p._token for p in parameters], self._tokens)):
-                return False
-            self._data_edits = data_edits()
+    @property
+    def bounds(self) -> np.ndarray:
+        """For each array its first byte and one past the last."""
+        return self._watch.bounds
+
+    def release(self) -> None:
+        """Hold no gradients any more: they live as long as the parameters have them."""
+        self._watch.release()
+        if self.has_copies:
+            for bucket in self.buckets:
+                bucket.launch.release_gradients()
+
+    def look_unguarded(self, parameters: int) -> int:
+        """As `look`, once it is known that no gradient shares memory with an array."""
+        return self._watch.compare_unguarded(parameters)
+
+    def guard(self, regions: Any) -> None:
+        """Let `compare` find gradients that may share memory with what the step writes."""
+        self._watch.guard(regions)
+
+    def take(self) -> None:
+        """Use the gradients that `look` has found, where the launches cannot see for themselves."""
+        if self.has_copies or self._elsewhere:
+            for bucket in self.buckets:
+                bucket.launch.take_gradients([self.held[row] for row in bucket.rows])
+
+    def gather(self) -> None:
+        """Make ready what the update reads from copies of tensors."""
         for bucket in self.buckets:
-            views = [p._grad_view for p in bucket.parameters]
-            bucket.launch.refresh_gradients(views)  # type: ignore[arg-type]
-        self._versions = versions
+            bucket.launch.gather()
+
+    def actions(self) -> Iterable[partial]:
+        """The calls, for `commit`, that do the step of this group."""
+        for bucket in self.buckets:
+            yield from bucket.actions()
+        for copy in self._outdated:
+            yield partial(setattr, copy, "entry", 0)
+        yield self._watch.release
+
+    def zeroing(self) -> list[partial] | None:
+        """The calls, for `commit`, that fill the gradients with zeros; None if that is not so easy."""
+        if not self.writable_gradients:
+            return None
+        found = [bucket.launch.zero_gradients() for bucket in self.buckets]
+        return None if None in found else [action for actions in found for action in actions]
+
+
+class StepPlan:
+    """The plans of all groups of an optimizer.
+
+    Args:
+        plans: a plan for each group.
+        before: the plans of the last step, if there are any.
+
+    Raises:
+        TypeError, ValueError: a parameter is there twice, or arrays share memory of which the step
+            writes one.
+    """
+
+    def __init__(self, plans: list[Plan], before: StepPlan | None):
+        self.plans = plans
+        self.with_copies = [plan for plan in plans if plan.has_copies]
+        self._new = True
+        self._kept: list[partial] | None = None
+        self._views = [view for plan in plans for view in plan.views]
+        if before is None or not _same(self._views, before._views):
+            checks.parameters([plan.parameters for plan in plans])
+        self._arrays = [array for plan in plans for array in plan.arrays]
+        self._whose = [whose for plan in plans for whose in plan.whose]
+        regions = kernels.regions([plan.bounds for plan in plans])
+        if regions.met:
+            checks.apart(self._arrays, self._whose)
+        for plan in plans:
+            plan.release()
+            plan.guard(regions)
+            if not self.still_fits(plan, plan.parameters, plan.state):
+                raise RuntimeError(
+                    "parameters, gradients or state were changed by another thread while a step "
+                    "was being prepared: nothing has been updated"
+                )
+
+    def fits(self, groups: list[dict[str, Any]], state: State) -> bool:
+        """Whether groups and state are as they were at the last step, but for other gradients."""
+        if len(groups) != len(self.plans):
+            return False
+        edits = state._edits
+        for plan, group in zip(self.plans, groups):
+            if edits is not plan.count or edits.value != plan.edits:
+                return False
+            try:
+                if plan.settings != group:
+                    return False
+            except ValueError:  # a user's own entries may be arrays, which do not compare
+                return False
+            parameters = group["params"]
+            if plan.look(id(parameters)) and not self.still_fits(plan, parameters, state):
+                return False
         return True
 
-    def zero_gradients(self, parameters: list[Parameter]) -> bool:
-        """Fill all gradients with zeros in one pass; False, and nothing is done, if it cannot.
+    def still_fits(self, plan: Plan, parameters: list[Parameter], state: State) -> bool:
+        """Whether a plan holds for these parameters, as they are now; takes in their gradients.
 
-        It can if the gradients are the arrays of the last step, flat and writable.
+        Raises:
+            ValueError: a gradient shares memory with what the step writes.
         """
-        if [p._version for p in parameters] != self._versions or not all(
-            layout is None or layout.writable for layout in self._layouts
-        ):
+        if state._edits is not plan.count or plan.count.value != plan.edits:
             return False
-        return all(bucket.launch.zero_gradients() for bucket in self.buckets)
+        found = plan.look(id(parameters))
+        if found:
+            found = self._look_again(plan, parameters, found)
+        return found != kernels.CHANGED
 
-    def adopt(self, state: State) -> None:
-        """Take the state as it now is for what the plan was made from, and keep its numbers."""
-        self._state_edits = state.edits
-        if self._kept:
-            for bucket in self.buckets:
-                for parameter in bucket.parameters:
-                    state[parameter].share(bucket.numbers)
+    def _look_again(self, plan: Plan, parameters: list[Parameter], found: int) -> int:
+        if found == kernels.MAY_OVERLAP:
+            plan.release()
+            gradients = [parameter._grad_view for parameter in parameters]
+            checks.outside(gradients, plan.parameters, plan.first, self._arrays, self._whose)
+            found = plan.look_unguarded(id(parameters))
+        if found == kernels.CHANGED:
+            plan.release()
+        elif found:
+            plan.take()
+        return found
 
-    def run(self) -> None:
-        """Update all parameters, and their numbers."""
-        for bucket in self.buckets:
-            bucket.launch.run()
-            bucket.numbers.update(bucket.numbers_after)
+    def actions(self) -> list[partial]:
+        """The calls, for `commit`, that do the step, from new state to the numbers in it."""
+        if self._kept is not None:
+            return self._kept
+        actions = self._adopting(self.plans[0].state) if self._new else []
+        buckets = [bucket for plan in self.plans for bucket in plan.buckets]
+        steady = not self._new and all(b.launch.steady and not b.first for b in buckets)
+        for plan in self.plans:
+            actions += plan.actions()
+        self._new = False
+        if steady:
+            self._kept = actions
+        return actions
+
+    def _adopting(self, state: State) -> list[partial]:
+        """The call that hands over state that was created, where numbers are those of the buckets."""
+        created = {p: entries for plan in self.plans for p, entries in plan.created.items()}
+        numbers = {p: shared for plan in self.plans for p, shared in plan.numbers.items()}
+        for plan in self.plans:
+            plan.edits += 1
+        handing_over = state.updating(created, numbers)
+        for parameter, shared in numbers.items():
+            if parameter not in created:
+                state[parameter].share(shared)
+        for plan in self.plans:
+            plan.created, plan.numbers = {}, {}
+        return [handing_over]
+
+
+def _same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))

@@ -108,10 +108,12 @@ class SGD(Optimizer):
         rule = rules.sgd_nesterov if group["nesterov"] else rules.sgd_momentum
         return rule, ("momentum_buffer",)
 
-    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
+    def _scalars_between(
+        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
+    ) -> tuple[float, ...]:
         momentum = group["momentum"]
         if momentum == 0:
             return group["lr"], group["weight_decay"]
         # The first gradient enters the empty buffer whole, whatever the dampening.
-        undamped = 1.0 if numbers["step"] == 1 else 1 - group["dampening"]
+        undamped = 1.0 if first else 1 - group["dampening"]
         return group["lr"], group["weight_decay"], momentum, undamped

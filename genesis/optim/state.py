@@ -1,14 +1,20 @@
-"""The dicts in which an optimizer keeps its state.
+"""The mappings in which an optimizer keeps its state.
 
-They look and behave like dicts. But between steps an optimizer keeps the addresses of state buffers,
-so they tell it when somebody edits them; and all parameters that one launch updates have the same
-numbers in their state ("step" above all), so these are kept once and looked up when somebody reads
-them. Both would cost more than a small step does, if it had to look at each parameter's dict.
+They are used like dicts, and `dict(...)` makes dicts of them. Between steps an optimizer keeps plans
+that were made for certain state buffers, so every edit is counted, and a plan holds for one count
+only. All parameters that one launch updates have the same numbers in their state ("step" above all),
+so these are kept once and looked up when somebody reads them: to write them into each parameter's
+dict would cost more than a small step does.
+
+They are no subclasses of dict: C code reads and writes a dict's own table past all methods, and an
+edit that is not counted would leave a plan in force that does not hold. So `isinstance(state, dict)`
+is False; `isinstance(state, collections.abc.MutableMapping)` is what to ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 
@@ -21,108 +27,150 @@ class Count:
         self.value = value
 
 
-class Entries(dict):
+class _Dictlike(MutableMapping):
+    """What dicts have besides the methods of a mapping."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def copy(self) -> dict:
+        return dict(self)
+
+    def __or__(self, other: Mapping) -> dict:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping) -> dict:
+        return {**other, **self}
+
+    def __ior__(self, other: Mapping) -> Any:
+        self.update(other)
+        return self
+
+
+class Entries(_Dictlike):
     """One parameter's state: buffers and numbers by name."""
 
-    __slots__ = ("_edits", "_numbers")
+    __slots__ = ("_edits", "_numbers", "_own")
 
-    def __init__(self, entries: Mapping[str, Any], edits: Count):
-        super().__init__(entries)
+    def __init__(self, entries: Mapping[str, Any], edits: Count, numbers: Mapping | None = None):
+        self._own = dict(entries)
         self._edits = edits
-        self._numbers: Mapping[str, Any] | None = None
+        self._numbers: Mapping[str, Any] = numbers or {}
 
     def share(self, numbers: Mapping[str, Any]) -> None:
-        """Let these entries be what `numbers` holds when they are read, until the next edit."""
+        """Let these entries have what `numbers` holds when they are read, until the next edit."""
         self._numbers = numbers
+
+    def _all(self) -> dict[str, Any]:
+        return {**self._numbers, **self._own, **self._numbers}
+
+    def _edited(self) -> dict[str, Any]:
+        """All entries as a dict of their own, which is about to be edited."""
+        self._edits.value += 1
+        if self._numbers:
+            self._own = self._all()
+            self._numbers = {}
+        return self._own
+
+    def __getitem__(self, name: str) -> Any:
+        return self._numbers[name] if name in self._numbers else self._own[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._edited()[name] = value
+        self._edits.value += 1  # again, for a plan that another thread made in between
+
+    def __delitem__(self, name: str) -> None:
+        del self._edited()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers or name in self._own
 
     def __reduce__(self) -> tuple:
         return dict, (dict(self),)
 
-    def copy(self) -> dict:
-        return dict(self)
 
-
-def _reading(method: Callable) -> Callable:
-    def read(self: Entries, *args: Any) -> Any:
-        if self._numbers is not None:
-            dict.update(self, self._numbers)
-        return method(self, *args)
-
-    return read
-
-
-def _editing(method: Callable) -> Callable:
-    def edit(self: Entries, *args: Any, **kwargs: Any) -> Any:
-        if self._numbers is not None:
-            dict.update(self, self._numbers)
-            self._numbers = None
-        self._edits.value += 1
-        return method(self, *args, **kwargs)
-
-    return edit
-
-
-# `__iter__` is here because dict(entries) and {**entries} ask for items one by one only of a class
-# that has an __iter__ of its own.
-for _name in "__getitem__ __iter__ __eq__ __ne__ __or__ __ror__ __repr__ get items values".split():
-    setattr(Entries, _name, _reading(getattr(dict, _name)))
-for _name in "__setitem__ __delitem__ __ior__ update setdefault pop popitem clear".split():
-    setattr(Entries, _name, _editing(getattr(dict, _name)))
-
-
-class State(dict):
+class State(_Dictlike):
     """`optimizer.state`: the state of each parameter.
 
-    As in torch, asking for a parameter that has none yet gives an empty dict.
+    As in torch, asking for a parameter that has none yet gives an empty mapping.
     """
 
-    __slots__ = ("_edits",)
+    __slots__ = ("_edits", "_entries")
 
     def __init__(self, state: Mapping[Any, Mapping[str, Any]] | None = None):
-        super().__init__()
         self._edits = Count()
+        self._entries: dict[Any, Entries] = {}
         self.update(state or {})
 
     @property
     def edits(self) -> int:
-        """A number that grows with every edit of this dict and of those in it."""
+        """A number that grows with every edit of this mapping and of those in it."""
         return self._edits.value
+
+    def updating(
+        self,
+        state: Mapping[Any, Mapping[str, Any]],
+        numbers: Mapping[Any, Mapping[str, Any]] | None = None,
+    ) -> partial:
+        """The call, for `commit`, by which parameters get these entries.
+
+        It counts as an edit here and now.
+
+        Args:
+            state: the entries of each parameter.
+            numbers: for each parameter the mapping that its entries are to share (see
+                `Entries.share`). Default: None, none.
+        """
+        self._edits.value += 1
+        shared = numbers or {}
+        made = {
+            parameter: Entries(entries, self._edits, shared.get(parameter))
+            for parameter, entries in state.items()
+        }
+        return partial(dict.update, self._entries, made)
+
+    def __getitem__(self, parameter: Any) -> Entries:
+        if parameter not in self._entries:
+            self[parameter] = {}
+        return self._entries[parameter]
 
     def __setitem__(self, parameter: Any, entries: Mapping[str, Any]) -> None:
         self._edits.value += 1
-        super().__setitem__(parameter, Entries(entries, self._edits))
+        self._entries[parameter] = Entries(entries, self._edits)
+        self._edits.value += 1  # again, for a plan that another thread made in between
 
-    def __missing__(self, parameter: Any) -> Entries:
-        self[parameter] = {}
-        return self[parameter]
+    def __delitem__(self, parameter: Any) -> None:
+        self._edits.value += 1
+        del self._entries[parameter]
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for parameter, entries in dict(*args, **kwargs).items():
-            self[parameter] = entries
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
 
-    def setdefault(self, parameter: Any, entries: Mapping[str, Any] | None = None) -> Entries:
-        if parameter not in self:
-            self[parameter] = entries or {}
-        return self[parameter]
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def __ior__(self, other: Any) -> State:  # type: ignore[override, misc]
-        self.update(other)
-        return self
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self._entries
+
+    def get(self, parameter: Any, default: Any = None) -> Any:
+        return self._entries.get(parameter, default)
+
+    def pop(self, parameter: Any, *default: Any) -> Any:
+        self._edits.value += 1
+        return self._entries.pop(parameter, *default)
+
+    def setdefault(self, parameter: Any, default: Mapping[str, Any] | None = None) -> Entries:
+        if parameter not in self._entries:
+            self[parameter] = default or {}
+        return self._entries[parameter]
 
     def __reduce__(self) -> tuple:
         return State, (dict(self),)
-
-    def copy(self) -> dict:
-        return dict(self)
-
-
-def _removing(method: Callable) -> Callable:
-    def remove(self: State, *args: Any) -> Any:
-        self._edits.value += 1
-        return method(self, *args)
-
-    return remove
-
-
-for _name in "__delitem__ pop popitem clear".split():
-    setattr(State, _name, _removing(getattr(dict, _name)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from .. import buffers, kernels
+from ..commit import commit
 from ..kernels import rules
 from ..parameter import Parameter
 from . import checks
 from .lr_scheduler import SWALR
+from .plan import parameter_slots
 
 __all__ = ["SWALR", "AveragedParameters", "get_ema_weight_fn", "get_swa_weight_fn"]
 
@@ -95,48 +97,38 @@ class AveragedParameters:
         [group] = checks.groups(params)
         self._params, self.names = checks.members(group["params"])
         self.averages = [
-            Parameter(buffers.copy_beside(buffers.host_copy(p._data), p._view), name=p.name)
+            Parameter(
+                buffers.copy_beside(buffers.host_copy(buffers.given(p._view)), p._view), name=p.name
+            )
             for p in self._params
         ]
         self.n_averaged = 0
         self._weight_fn = weight_fn or get_swa_weight_fn()
-        self._launches: list[kernels.Launch] = []
-        self._versions: list[int] = []
+        # Taken out by an update and put back at its end, as an optimizer does with its plans.
+        self._plans: list[_Plan] = []
 
     def update(self) -> None:
-        """Take the parameters' present values into the average."""
-        if self.n_averaged == 0:
-            for columns in self._columns():
-                launch = kernels.prepare(rules.copy, columns, 0)
-                launch.set_scalars(1.0, ())
-                launch.run()
-            self.n_averaged = 1
-            return
-        weight = float(self._weight_fn(self.n_averaged))
-        versions = [p._version for p in self._params + self.averages]
-        if versions != self._versions:
-            self._launches = [
-                kernels.prepare(rules.average, columns, 1) for columns in self._columns()
-            ]
-            self._versions = versions
-        for launch in self._launches:
-            launch.set_scalars(1.0, (weight,))
-        for launch in self._launches:
-            launch.run()
-        self.n_averaged += 1
+        """Take the parameters' present values into the average.
 
-    def _columns(self) -> list[Sequence[Sequence[Any]]]:
-        """Parameters and their averages, by device and data type."""
-        sorted_: dict[tuple, list[tuple]] = {}
-        for p, average in zip(self._params, self.averages):
-            sorted_.setdefault(p._layout[:2], []).append((p._view, average._view))
-        return [list(zip(*pairs)) for pairs in sorted_.values()]
+        Raises:
+            TypeError, ValueError: an average can no longer be written, or does not fit its parameter.
+        """
+        count = self.n_averaged
+        weight = () if count == 0 else (float(self._weight_fn(count)),)
+        plan = self._plans.pop() if self._plans else None
+        if plan is None or not plan.fits(self._params, self.averages, count == 0):
+            plan = _Plan(self._params, self.averages, count == 0)
+        actions = plan.actions(weight)
+        commit([*actions, partial(setattr, self, "n_averaged", count + 1)])
+        self._plans.append(plan)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot: "n_averaged" and "averages", a list of host arrays."""
         return {
             "n_averaged": self.n_averaged,
-            "averages": [buffers.host_copy(average._data) for average in self.averages],
+            "averages": [
+                buffers.host_copy(buffers.given(average._view)) for average in self.averages
+            ],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,12 +155,71 @@ class AveragedParameters:
                     f"has {average.shape} and {average._view.dtype}"
                 )
             loaded.append(buffers.copy_beside(host, average._view))
-        for average, array in zip(self.averages, loaded):
-            average.data = array
-        self.n_averaged = count
+        views = [buffers.view(array) for array in loaded]
+        commit(
+            [
+                *(partial(setattr, a, "_view", view) for a, view in zip(self.averages, views)),
+                partial(setattr, self, "n_averaged", count),
+            ]
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_launches": [], "_versions": []}
+        return {**self.__dict__, "_plans": []}
+
+
+class _Plan:
+    """How averages are brought up to date, and what the arrays were like when it was made."""
+
+    def __init__(self, params: list[Parameter], averages: list[Parameter], first: bool):
+        self._first = first
+        owners = [*params, *averages]
+        views = [owner._view for owner in owners]
+        workings = [owner._working for owner in owners]
+        self._outdated = [
+            copy
+            for working in workings[len(params) :]
+            if working is not None
+            for copy in working.by_type.values()
+        ]
+        whose = []
+        members: dict[tuple, list[tuple]] = {}
+        for i, (parameter, average) in enumerate(zip(params, averages)):
+            what = checks.label(i, parameter)
+            view = buffers.check(parameter._view, f"the array of {what}")
+            mean = checks.buffer(buffers.given(average._view), "average", what, view)
+            whose.append((what, "average"))
+            kinds = buffers.layout(view)[:2], buffers.layout(mean)[:2]
+            members.setdefault(kinds, []).append((view, mean))
+        rule, scalars = (rules.copy, 0) if first else (rules.average, 1)
+        self._launches = [
+            kernels.prepare(rule, list(zip(*pairs)), scalars) for pairs in members.values()
+        ]
+        self._watch = kernels.watch(
+            owners,
+            (*parameter_slots()[:2], parameter_slots()[0]),
+            (views, workings),
+            views,
+            [-1] * len(owners),
+            [0] * len(owners),
+            views,
+        )
+        if kernels.regions([self._watch.bounds]).met:
+            checks.apart(views, [(what, "") for what, _ in whose] + whose)
+
+    def fits(self, params: list[Parameter], averages: list[Parameter], first: bool) -> bool:
+        """Whether everything is as it was."""
+        owners = [*params, *averages]
+        self._watch.release()
+        return first == self._first and self._watch.compare(id(owners)) == 0
+
+    def actions(self, weight: tuple[float, ...]) -> list[partial]:
+        """The calls, for `commit`, that do the update."""
+        actions: list[partial] = []
+        for launch in self._launches:
+            launch.set_scalars(1.0, weight)
+            launch.gather()
+            actions += launch.actions()
+        return [*actions, *(partial(setattr, copy, "entry", 0) for copy in self._outdated)]
 
 
 def _swa_weight(n_averaged: int) -> float:

@@ -66,6 +66,11 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     return total
 
 
+def all_finite(tensors: list[Any]) -> bool:
+    """Whether no element of these gradients is inf or NaN."""
+    return math.isfinite(get_total_norm(tensors))
+
+
 def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -> None:
     r"""Scale gradients in place by `max_norm / total_norm`, if that is less than 1.
 

@@ -1,0 +1,58 @@
+"""Memory at an address, for compiled code that is given no array.
+
+A call from Python costs 0.05 us for each array among its arguments, a third of a small step for six of
+them; an address costs nothing.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+@intrinsic
+def word(typing_context, address):
+    """The 64-bit number at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def half(typing_context, address):
+    """The 32-bit number at an address."""
+
+    def generate(context, builder, signature, arguments):
+        value = builder.load(builder.inttoptr(arguments[0], _I32.as_pointer()))
+        return builder.sext(value, _I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def put(typing_context, address, value):
+    """Store a 64-bit number at an address."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], _I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def pointer(kind: types.Type):
+    """A function `(address)` -> a pointer to numbers of this type there, for `numba.carray`."""
+
+    @intrinsic
+    def convert(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return convert
