@@ -107,7 +107,8 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
         per_root = 1 / (1 - beta2**step) ** 0.5
-        return step_size, self._decay(group), 1 - beta1, beta2, 1 - beta2, per_root, group["eps"]
+        decay, eps = self._decay(group), group["eps"]
+        return step_size, decay, beta1, 1 - beta1, beta2, 1 - beta2, per_root, eps
 
     def _decay(self, group: dict[str, Any]) -> float:
         return group["weight_decay"]

@@ -116,11 +116,11 @@ class AveragedParameters:
         versions = [p._version for p in self._params + self.averages]
         if versions != self._versions:
             self._launches = [
-                kernels.prepare(rules.average, columns, 1) for columns in self._columns()
+                kernels.prepare(rules.average, columns, 2) for columns in self._columns()
             ]
             self._versions = versions
         for launch in self._launches:
-            launch.set_scalars(1.0, (weight,))
+            launch.set_scalars(1.0, (1 - weight, weight))
         for launch in self._launches:
             launch.run()
         self.n_averaged += 1
