@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import event, types
 from numba.extending import intrinsic
 
-from . import storage, threads
+from . import reductions, storage, threads
 from .specialise import announce, described, keeps_code, specialised, with_copy
 
 if TYPE_CHECKING:
@@ -332,14 +332,15 @@ def _compiled(
     scattered: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
-    options = {"error_model": "numpy", "fastmath": _FASTMATH[process]}
+    exact = {"error_model": "numpy"}
+    options = {**exact, "fastmath": _FASTMATH[process]}
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
         write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
-        "rule": numba.njit(**options)(rule),
+        "rule": numba.njit(**(exact if rule in reductions.EXACT else options))(rule),
         "read": storage.reader(storages, number),
         "write": write,
     }

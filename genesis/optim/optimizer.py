@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -177,8 +176,8 @@ class Optimizer:
         plans = [self._plan(i, group) for i, group in enumerate(self.param_groups)]
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in plans for bucket in plan.buckets]
-            self._grad_norm = norm = kernels.clip(launches, max_norm, inverse_scale)
-            if inverse_scale is not None and not math.isfinite(norm):  # type: ignore[arg-type]
+            self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
+            if inverse_scale is not None and not finite:
                 self.step_skipped = True
                 return self if closure is None else loss
         if plans != self._plans:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..kernels import reductions
-from ..nn.utils.clip_grad import check_max_norm, get_total_norm
+from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from . import precision
 from .optimizer import Optimizer
@@ -75,9 +74,9 @@ class PerTensor(Optimizer):
         factor = 1.0
         if max_norm is not None or inverse_scale is not None:
             factor = inverse_scale or 1.0
-            norm = factor * get_total_norm([gradient for _, _, gradient, _ in work])
+            norm, finite = norm_and_finite([gradient for _, _, gradient, _ in work], factor)
             self._grad_norm = norm
-            if inverse_scale is not None and not math.isfinite(norm):
+            if inverse_scale is not None and not finite:
                 self.step_skipped = True
                 return result
             if max_norm is not None:
