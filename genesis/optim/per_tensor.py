@@ -87,7 +87,7 @@ class PerTensor(Optimizer):
             if parameter.size:
                 scale = -factor if group.get("maximize") else factor
                 with np.errstate(all="ignore"):
-                    self._update(group, parameter._view, gradient, scale, state)
+                    self._update(group, *_plain(parameter._view, gradient, scale, state))
                 parameter._entry = 0  # autocast's copy is out of date
             self.state[parameter] = state
         self._step_count += 1
@@ -101,6 +101,17 @@ class PerTensor(Optimizer):
             if name not in state:
                 state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
         return state
+
+
+def _plain(
+    parameter: np.ndarray, gradient: np.ndarray, scale: float, state: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, float, dict[str, Any]]:
+    """The same with views in place of arrays of a subclass, such as np.matrix, whose `*` is another."""
+    buffers_ = {
+        name: np.asarray(value) if isinstance(value, np.ndarray) else value
+        for name, value in state.items()
+    }
+    return np.asarray(parameter), np.asarray(gradient), scale, buffers_
 
 
 def refuse_options(optimizer: Optimizer, group: dict[str, Any]) -> None:
