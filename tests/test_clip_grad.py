@@ -110,7 +110,8 @@ def test_squares_that_overflow_do_no_harm(dtype, size):
     )
     np.testing.assert_allclose(host(params[0].grad), [6, 8], rtol=1e-6)
     many = np.full(40_000, size, dtype)
-    assert get_total_norm([on_device(many)]) == pytest.approx(200 * size, rel=1e-6)
+    rel = 2e-5 if dtype is np.float32 else 1e-12  # a thousand float32 numbers one after the other
+    assert get_total_norm([on_device(many)]) == pytest.approx(200 * size, rel=rel)
     for bad in (math.inf, -math.inf, math.nan):
         many[30_000] = bad
         assert not math.isfinite(get_total_norm([on_device(many)]))
