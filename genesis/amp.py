@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import buffers
-from .nn.utils.clip_grad import get_total_norm, scale_gradients
+from .nn.utils.clip_grad import norm_and_finite, scale_gradients
 from .regions import autocast, checked_type
 
 __all__ = ["GradScaler", "autocast", "cast"]
@@ -153,9 +153,10 @@ class GradScaler:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if any(p.grad is not None and p._grad_view.dtype == np.float16 for p in parameters):
             raise ValueError("Attempting to unscale FP16 gradients.")
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        _, finite = norm_and_finite(gradients, 1 / self._scale)
         scale_gradients(parameters, 1 / self._scale)
-        self._found_inf[id(optimizer)] = not np.isfinite(norm)
+        self._found_inf[id(optimizer)] = not finite
         self._stages[id(optimizer)] = _UNSCALED
 
     def step(

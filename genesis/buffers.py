@@ -302,7 +302,7 @@ def zeroed(array: Any) -> Any:
     if not found.flags.writeable:
         return full(0, found)
     if not isinstance(found, DeviceView):
-        found.fill(0)
+        np.asarray(found).fill(0)  # whatever a subclass makes of it
         return array
     if layout(found).order is None:
         return full(0, found)

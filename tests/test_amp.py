@@ -420,6 +420,49 @@ def test_a_step_with_inf_or_nan_changes_nothing(bad, unscale):
     assert scaler.get_scale() == 2.0
 
 
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor", "Muon"])
+def test_finite_gradients_whose_squares_overflow_are_no_reason_to_skip(name, unscale):
+    if DEVICE != "cpu" and name in ("Adafactor", "Muon"):
+        pytest.skip(f"{name} works on the CPU only")
+    for dtype, size in ((np.float64, 1e200), (np.float64, 1.7e308), (np.float32, 1e30)):
+        p = parameter(np.ones((2, 2), dtype))
+        opt = getattr(genesis.optim, name)([p], lr=0.0 if unscale else 0.1, weight_decay=0.0)
+        scaler = GradScaler(1.0)
+        p.grad = on_device(np.full((2, 2), size, dtype))
+        if unscale:
+            scaler.unscale_(opt)
+            scaler.step(opt)
+        else:
+            scaler.step(opt, max_norm=1.0)
+        assert not opt.step_skipped
+        scaler.update()
+        assert scaler.get_scale() == 1.0
+        if not unscale:
+            assert np.all(np.isfinite(p.numpy()))
+        if not unscale and size != 1.7e308:  # 3.4e308 is inf, and clips to 0 as in torch
+            assert opt.grad_norm == pytest.approx(2 * size, rel=1e-6)
+            assert np.all(p.numpy() != 1)
+        for bad in (math.inf, math.nan):
+            grad = np.full((2, 2), size, dtype)
+            grad[1, 0] = bad
+            p.grad = on_device(grad)
+            if unscale:
+                scaler.unscale_(opt)
+            scaler.step(opt)
+            assert opt.step_skipped
+            scaler.update(1.0)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU reads gradients in the parameter's type")
+def test_a_gradient_that_the_parameters_type_cannot_hold_is_skipped():
+    p = parameter(np.ones(2, np.float32))
+    opt = genesis.optim.SGD([p], lr=0.1)
+    p.grad = np.array([1e200, 1.0])
+    assert GradScaler(8.0).step(opt) is None
+    np.testing.assert_array_equal(p.data, [1, 1])
+
+
 def test_clipping_after_unscaling():
     p, opt, scaler = scaled()
     p.grad = on_device(np.array([24.0, 32.0], np.float32))  # 3 and 4

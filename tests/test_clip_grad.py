@@ -92,6 +92,47 @@ def test_16_bit_gradients_do_not_overflow():
     )
 
 
+# Gradients that fit their type where squares, which a GPU sums up in that type, do not.
+HUGE = [(np.float64, 1e200), (np.float32, 1e30)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), HUGE)
+def test_squares_that_overflow_do_no_harm(dtype, size):
+    grads = [np.array([3, 4], dtype) * dtype(size), np.ones(5, np.float32), np.full(7, -1.5, dtype)]
+    arrays = [on_device(grad) for grad in grads]
+    assert get_total_norm(arrays) == pytest.approx(
+        5 * size, rel=1e-6 if dtype is np.float32 else 1e-15
+    )
+    assert get_total_norm(arrays[::-1]) == get_total_norm(arrays)
+    params = parameters(grads, dtype)
+    assert clip_grad_norm_(params, 10.0, error_if_nonfinite=True) == pytest.approx(
+        5 * size, rel=1e-6
+    )
+    np.testing.assert_allclose(host(params[0].grad), [6, 8], rtol=1e-6)
+    many = np.full(40_000, size, dtype)
+    rel = 2e-5 if dtype is np.float32 else 1e-12  # a thousand float32 numbers one after the other
+    assert get_total_norm([on_device(many)]) == pytest.approx(200 * size, rel=rel)
+    for bad in (math.inf, -math.inf, math.nan):
+        many[30_000] = bad
+        assert not math.isfinite(get_total_norm([on_device(many)]))
+        assert math.isnan(get_total_norm([on_device(many)])) == math.isnan(bad)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the norm of a step stays there, in float32")
+def test_a_step_clips_gradients_whose_squares_overflow():
+    params = parameters([np.array([3e200, 4e200]), np.array([0.0])])
+    for groups in (params, [{"params": p} for p in params]):
+        for p in params:
+            p.data = np.zeros(p.shape)
+        opt = genesis.optim.SGD(groups, lr=1.0)
+        opt.step(max_norm=10.0)
+        assert opt.grad_norm == pytest.approx(5e200, rel=1e-15)
+        np.testing.assert_allclose(params[0].data, [-6, -8], rtol=1e-12)
+    params[1].grad[:] = math.nan
+    opt.step(max_norm=10.0)
+    assert math.isnan(opt.grad_norm)
+
+
 def test_nothing_to_clip_is_no_error():
     assert clip_grad_norm_([], 1.0) == 0.0
     assert clip_grad_norm_(parameters([None, None]), 1.0) == 0.0

@@ -186,6 +186,8 @@ def other_kernels():
             reduction = reductions.reduction_for(norm_type)
             make = partial(target.reduction_template_of, reduction, (dtype,), number)
             yield f"norm{norm_type:g}-{dtype}", make, number
+        make = partial(target.reduction_template_of, reductions.small_squares, (dtype,), number)
+        yield f"small-norm2-{dtype}", make, number
     for number in ("float32", "float64"):
         yield f"clip-{number}", partial(target.clip_template_of, number), number
 

@@ -54,6 +54,18 @@ def test_the_first_update_copies_exactly():
     np.testing.assert_array_equal(average.averages[0].numpy(), p.numpy())
 
 
+def test_a_weight_of_1_takes_the_newest_exactly():
+    p = parameter(np.array([1e8], np.float32))
+    averages = AveragedParameters([p], get_ema_weight_fn(0.0)), AveragedParameters([p])
+    for average in averages:
+        average.update()
+    p.data = on_device(np.array([1.0], np.float32))
+    for average in averages:
+        average.update()
+    assert averages[0].averages[0].numpy() == 1.0
+    assert averages[1].averages[0].numpy() == np.float32(1e8 / 2)
+
+
 def test_follows_torch():
     torch = pytest.importorskip("torch")
     from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn

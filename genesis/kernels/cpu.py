@@ -15,7 +15,7 @@ from numba.core import cgutils, event, types
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
-from . import storage, threads
+from . import reductions, storage, threads
 from .copies import with_copy
 from .memory import pointer, word
 from .specialise import announce, described, keeps_code, specialised
@@ -453,14 +453,15 @@ def _compiled(
     scattered: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
-    options = {"error_model": "numpy", "fastmath": _FASTMATH[process]}
+    exact = {"error_model": "numpy"}
+    options = {**exact, "fastmath": _FASTMATH[process]}
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
         write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
-        "rule": numba.njit(**options)(rule),
+        "rule": numba.njit(**(exact if rule in reductions.EXACT else options))(rule),
         "read": storage.reader(storages, number),
         "write": write,
     }

@@ -362,7 +362,7 @@ class _Problem:
             parameter.changed()
             if parameter.device == "cpu":
                 with np.errstate(over="ignore"):
-                    parameter._view[...] = values
+                    np.asarray(parameter._view)[...] = values  # whatever a subclass makes of it
                 continue
             values = buffers.copy_beside(values, parameter._view)
             launch = kernels.prepare(rules.copy, [[buffers.view(values)], [parameter._view]], 0)

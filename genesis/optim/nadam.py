@@ -125,6 +125,7 @@ class NAdam(Optimizer):
             lr * (1 - momentum) / (1 - product),
             lr * later / (1 - product * later),
             1 - lr * decay if group["decoupled_weight_decay"] else decay,
+            beta1,
             1 - beta1,
             beta2,
             1 - beta2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
 from ..commit import commit
-from ..nn.utils.clip_grad import all_finite, check_max_norm
+from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from ..sparse import SparseGrad
 from . import checks, hooks, precision
@@ -190,7 +189,7 @@ class Optimizer:
         """
         if not hooks.concern(self):
             self._step(None, max_norm, inverse_scale)
-        elif all_finite([p.grad for p in self._parameters() if p.grad is not None]):
+        elif norm_and_finite(self._gradients(), inverse_scale)[1]:
 
             def step(_: Optimizer, *, max_norm: float | None = None) -> Any:
                 return self._step(None, max_norm, inverse_scale)
@@ -226,13 +225,12 @@ class Optimizer:
                 bucket.launch.set_scalars(scale, hyper, after["step"])
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
-            norm = kernels.clip(launches, max_norm, inverse_scale)
-            if inverse_scale is not None and not math.isfinite(norm):  # type: ignore[arg-type]
+            self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
+            if inverse_scale is not None and not finite:
                 for plan in step.plans:
                     plan.release()
-                self._grad_norm, self.step_skipped, self._plans = norm, True, [step]
+                self.step_skipped, self._plans = True, [step]
                 return self if closure is None else loss
-            self._grad_norm = norm
         for plan in step.with_copies:
             plan.gather()
         # Here it happens, as one instruction of the interpreter.
@@ -461,6 +459,9 @@ class Optimizer:
             )
         self._check_all(group)
         return group
+
+    def _gradients(self) -> list[Any]:
+        return [p.grad for p in self._parameters() if p.grad is not None]
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]

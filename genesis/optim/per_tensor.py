@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..kernels import reductions
-from ..nn.utils.clip_grad import check_max_norm, get_total_norm
+from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from . import precision
 from .optimizer import Optimizer
@@ -75,9 +74,9 @@ class PerTensor(Optimizer):
         factor = 1.0
         if max_norm is not None or inverse_scale is not None:
             factor = inverse_scale or 1.0
-            norm = factor * get_total_norm([gradient for _, _, gradient, _ in work])
+            norm, finite = norm_and_finite([gradient for _, _, gradient, _ in work], factor)
             self._grad_norm = norm
-            if inverse_scale is not None and not math.isfinite(norm):
+            if inverse_scale is not None and not finite:
                 self.step_skipped = True
                 return result
             if max_norm is not None:
@@ -88,7 +87,7 @@ class PerTensor(Optimizer):
             if parameter.size:
                 scale = -factor if group.get("maximize") else factor
                 with np.errstate(all="ignore"):
-                    self._update(group, parameter._view, gradient, scale, state)
+                    self._update(group, *_plain(parameter._view, gradient, scale, state))
                 parameter.changed()
             self.state[parameter] = state
         self._step_count += 1
@@ -102,6 +101,17 @@ class PerTensor(Optimizer):
             if name not in state:
                 state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
         return state
+
+
+def _plain(
+    parameter: np.ndarray, gradient: np.ndarray, scale: float, state: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, float, dict[str, Any]]:
+    """The same with views in place of arrays of a subclass, such as np.matrix, whose `*` is another."""
+    buffers_ = {
+        name: np.asarray(value) if isinstance(value, np.ndarray) else value
+        for name, value in state.items()
+    }
+    return np.asarray(parameter), np.asarray(gradient), scale, buffers_
 
 
 def refuse_options(optimizer: Optimizer, group: dict[str, Any]) -> None:

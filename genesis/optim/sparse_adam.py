@@ -105,4 +105,4 @@ class SparseAdam(Optimizer):
         beta1, beta2 = group["betas"]
         # torch scales the step here rather than the root, so that eps counts for more at first.
         step_size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        return step_size, 0.0, 1 - beta1, beta2, 1 - beta2, 1.0, group["eps"]
+        return step_size, 0.0, beta1, 1 - beta1, beta2, 1 - beta2, 1.0, group["eps"]

@@ -29,7 +29,8 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     .. math:: \left( \sum_i |x_i|^p \right)^{1/p}
 
     Sums are taken in float64 in an order that depends on nothing, so that 16-bit values do not
-    overflow and the result is the same to the last bit for any number of threads.
+    overflow and the result is the same to the last bit for any number of threads. The 2-norm is right,
+    too, where squares would overflow and torch gives inf.
 
     Args:
         tensors: an array, or an iterable of arrays, of float types on any device.
@@ -49,14 +50,15 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
         >>> genesis.nn.utils.get_total_norm([np.array([3.0]), np.array([[4.0]])])
         5.0
     """
-    if buffers.is_array(tensors):
-        tensors = [tensors]
-    views = [buffers.check(_summed(tensor), "a tensor") for tensor in tensors]
     norm_type = _checked_norm_type(norm_type)
-    reduced = [batch.reduce(norm_type) for batch in _batches(views)]
-    total = reductions.norm(
-        norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
-    )
+    batches = _batches_of(tensors)
+    if norm_type == 2:
+        total, _ = kernels.norm_and_finite(batches)
+    else:
+        reduced = [batch.reduce(norm_type) for batch in batches]
+        total = reductions.norm(
+            norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
+        )
     if error_if_nonfinite and not math.isfinite(total):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
@@ -66,9 +68,9 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     return total
 
 
-def all_finite(tensors: list[Any]) -> bool:
-    """Whether no element of these gradients is inf or NaN."""
-    return math.isfinite(get_total_norm(tensors))
+def norm_and_finite(tensors: Any, factor: float) -> tuple[float, bool]:
+    """The 2-norm of arrays times a factor, and whether they are finite, before and after."""
+    return kernels.norm_and_finite(_batches_of(tensors), factor)
 
 
 def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -> None:
@@ -190,6 +192,12 @@ def _listed(parameters: Any) -> list[Parameter]:
         if not isinstance(parameter, Parameter):
             raise TypeError(f"expected Parameters, but got {type(parameter).__name__}")
     return listed
+
+
+def _batches_of(tensors: Any) -> list[kernels.Batch]:
+    if buffers.is_array(tensors):
+        tensors = [tensors]
+    return _batches([buffers.check(_summed(tensor), "a tensor") for tensor in tensors])
 
 
 def _summed(tensor: Any) -> Any:
