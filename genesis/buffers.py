@@ -176,11 +176,14 @@ def check(array: Any, what: str) -> np.ndarray:
 
 def check_writable(view: np.ndarray, what: str) -> None:
     """Raise ValueError unless every element can be written, each in memory of its own."""
-    if not view.flags.writeable:
+    flags = view.flags
+    if not flags.writeable:
         raise ValueError(
             f"{what} is read-only, but an optimizer updates it in place: give a writable array, "
             "for example array.copy()"
         )
+    if flags.forc:  # contiguous, in either order: nearly all arrays
+        return
     extent = view.itemsize
     for stride, length in sorted(
         (abs(stride), length) for stride, length in zip(view.strides, view.shape) if length > 1
