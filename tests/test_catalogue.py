@@ -207,6 +207,40 @@ def test_the_same_is_impossible_everywhere_and_is_said_in_the_same_words(name, w
     assert opt.state_dict() == saved
 
 
+def take_a_step(name, opt, p):
+    p.grad = np.full((3, 2), 0.5)
+    if name == "SparseAdam":
+        p.grad = genesis.SparseGrad(np.arange(3), p.grad)
+    opt.step(*[lambda: 1.0] * (name == "LBFGS"))
+
+
+@each_number
+@pytest.mark.parametrize("stepped", [False, True])
+def test_the_step_refuses_the_same_before_anything_is_written(name, where, stepped):
+    p, q = any_parameter(), any_parameter()
+    key, *place = where
+    opt = make_any(name, [p] if name == "LBFGS" else [{"params": [q]}, {"params": [p]}])
+    default = opt.defaults[key]
+    if stepped:
+        take_a_step(name, opt, p)
+    before, saved = p.data.copy(), opt.state_dict()["state"]
+    for bad, error in IMPOSSIBLE:
+        if (name, *where) in INFINITE and isinstance(bad, float) and bad == float("inf"):
+            continue
+        said = refusal(error, partial(make_any, name, q, **{key: with_bad(default, place, bad)}))
+        opt.param_groups[-1][key] = with_bad(default, place, bad)
+        assert said in refusal(error, partial(take_a_step, name, opt, p))
+        np.testing.assert_array_equal(p.data, before)
+        np.testing.assert_equal(opt.state_dict()["state"], saved)
+    if not place:
+        del opt.param_groups[-1][key]
+        said = refusal(ValueError, partial(take_a_step, name, opt, p))
+        assert f"it has no {key!r}, set group[{key!r}]" in said
+    opt.param_groups[-1][key] = default
+    take_a_step(name, opt, p)
+    assert np.all(p.data != before)
+
+
 @each_number
 def test_numpys_scalars_are_numbers(name, where):
     key, *place = where
