@@ -92,6 +92,16 @@ def given(view: Any) -> Any:
     return view if type(view) is np.ndarray else getattr(view, "owner", view)
 
 
+def owner_of_memory(array: np.ndarray) -> np.ndarray:
+    """The array of whose memory `array` is a view, or the last one if no array owns it."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+        if isinstance(base, memoryview):
+            base = base.obj
+    return array
+
+
 class _Interface:
     """What NumPy makes an array of without looking at its elements."""
 
@@ -186,11 +196,14 @@ def check(array: Any, what: str) -> np.ndarray:
 
 def check_writable(view: np.ndarray, what: str) -> None:
     """Raise ValueError unless every element can be written, each in memory of its own."""
-    if not view.flags.writeable:
+    flags = view.flags
+    if not flags.writeable:
         raise ValueError(
             f"{what} is read-only, but an optimizer updates it in place: give a writable array, "
             "for example array.copy()"
         )
+    if flags.forc:  # contiguous, in either order: nearly all arrays
+        return
     extent = view.itemsize
     for stride, length in sorted(
         (abs(stride), length) for stride, length in zip(view.strides, view.shape) if length > 1

@@ -1,8 +1,10 @@
 """Mixed precision: master weights, state types, random rounding, regions and the loss scaler."""
 
 import copy
+import gc
 import math
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -375,13 +377,42 @@ def test_a_step_uses_unscaled_gradients_and_writes_none():
     p, opt, scaler = scaled()
     assert scaler.scale(2.0) == 16.0
     assert scaler.scale([1, (2.0, np.float32(3))]) == [8, (16.0, 24.0)]
-    assert scaler.scale(np.float16(3)).dtype == np.float64 or scaler.scale(np.float16(3)) == 24
     p.grad = on_device(np.array(GOOD, np.float16))
     assert scaler.step(opt) is opt
     scaler.update()
     np.testing.assert_allclose(p.numpy(), [0.9, 0.8], rtol=1e-6)
     np.testing.assert_array_equal(host(p.grad), np.array(GOOD, np.float16))
     assert opt.grad_norm == pytest.approx(math.hypot(1, 2))
+
+
+class Losses(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(np.float16, np.float32), (BFLOAT16, np.float32), (np.float32,) * 2, (np.float64,) * 2],
+)
+def test_a_scaled_loss_is_at_least_float32_and_finite(dtype, expected):
+    scaler = GradScaler()  # whose scale, 65536, is no float16
+    kind = np.dtype(dtype).type
+    for loss in (kind(1.5), np.array(1.5, dtype), np.array([[1.5], [-2]], dtype)):
+        scaled = scaler.scale(loss)
+        assert scaled.dtype == expected
+        np.testing.assert_array_equal(scaled, np.asarray(loss, np.float64) * 65536)
+    nested = scaler.scale([Losses(kind(1), (2.0, 3)), (np.float64(1) / 3,)])
+    assert type(nested[0]) is Losses
+    assert nested[0].first.dtype == expected
+    assert nested == [(65536.0, (131072.0, 196608.0)), (65536 / 3,)]
+    assert type(nested[0].second[0]) is float
+
+
+def test_a_float16_loss_is_scaled_as_torch_does():
+    torch = pytest.importorskip("torch")
+    theirs = torch.amp.GradScaler("cpu").scale(torch.tensor(1.5, dtype=torch.float16))
+    assert theirs.dtype == torch.float32
+    assert GradScaler().scale(np.float16(1.5)) == theirs.item()
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
@@ -542,6 +573,52 @@ def test_calls_out_of_order_are_refused():
     with pytest.raises(ValueError, match="FP16"):
         scaler.unscale_(opt)
     np.testing.assert_array_equal(host(p.grad), np.array(GOOD, np.float16))
+
+
+def test_lbfgs_is_refused_by_name_and_with_what_to_do():
+    p = genesis.Parameter(np.ones(2))
+    opt, scaler = genesis.optim.LBFGS([p]), GradScaler()
+    p.grad = np.ones(2)
+    said = r"GradScaler does not support LBFGS: .* Call optimizer.step\(closure\)"
+    for call in (scaler.unscale_, scaler.step, lambda opt: scaler.step(opt, lambda: 1.0)):
+        with pytest.raises(RuntimeError, match=said):
+            call(opt)
+    np.testing.assert_array_equal(p.grad, np.ones(2))
+    with pytest.raises(RuntimeError, match="No inf checks"):
+        scaler.update()
+    assert GradScaler(enabled=False).step(opt, lambda: 1.0) == 1.0
+
+
+def test_what_is_no_optimizer_is_refused():
+    for bad in (None, parameter(np.ones(2)), [parameter(np.ones(2))], genesis.optim.SGD):
+        for call in (GradScaler().unscale_, GradScaler().step):
+            with pytest.raises(TypeError, match=r"needs an optimizer of genesis\.optim, but got"):
+                call(bad)
+
+
+def test_a_new_optimizer_is_not_taken_for_one_that_is_gone():
+    scaler = GradScaler(8.0)
+    for bad in (True, *(False,) * 20):  # CPython gives the memory of the last one to the next
+        p = parameter(np.ones(2, np.float32))
+        opt = genesis.optim.SGD([p], lr=0.1)
+        p.grad = on_device(np.array(BAD if bad else GOOD, np.float32))
+        scaler.step(opt)
+        assert opt.step_skipped == bad
+        del p, opt
+        gc.collect()
+    scaler.update()
+    assert scaler.get_scale() == 4.0  # the first one counts, though it is gone
+
+
+def test_a_scaler_copied_between_unscaling_and_step_knows_the_copy():
+    p, opt, scaler = scaled()
+    p.grad = on_device(np.array(GOOD, np.float32))
+    scaler.unscale_(opt)
+    other, its_scaler = copy.deepcopy((opt, scaler))
+    its_scaler.step(other)
+    np.testing.assert_allclose(other.param_groups[0]["params"][0].numpy(), [0.9, 0.8], rtol=1e-6)
+    with pytest.raises(RuntimeError, match="already been called since the last update"):
+        its_scaler.step(other)
 
 
 def test_without_a_scaler_everything_is_as_it_was():

@@ -262,10 +262,6 @@ class Batch(_OverTable):
         self._table.gather()
         return [*bound.actions(), *self._table.scatter()]
 
-    def transform(self, function: Callable, scalars: Sequence[float]) -> None:
-        """Replace every element `x` by `function(x, scalars)`, see `transforms`."""
-        commit(self.transforming(function, scalars))
-
 
 CHANGED, MAY_OVERLAP = -1, -2
 """What a comparison with a record says, see `headers.look`."""

@@ -332,7 +332,7 @@ class Bound:
             ],
             np.int64,
         )
-        self._alone = [partial(kernel, self._record.ctypes.data, False)]
+        self._alone = [self._call(self._record)]
 
     @property
     def steady(self) -> bool:
@@ -349,10 +349,16 @@ class Bound:
         claims = np.zeros(3, np.int64)
         record = self._record.copy()
         record[CLAIMS], record[CLAIM_COUNT] = claims.ctypes.data, len(claims)
-        begin = partial(self._kernel, record.ctypes.data)
-        # One that comes late still finds the memory that it looks at.
-        job = threads.Job(partial(begin, True), (self._kept, record, claims))
-        return [*threads.calls(job, helpers), partial(begin, False)]
+        job = self._call(record, claims, helping=True)
+        return [*threads.calls(job, helpers), self._call(record, claims)]
+
+    def _call(
+        self, record: np.ndarray, claims: np.ndarray | None = None, *, helping: bool = False
+    ) -> partial:
+        """A call of the kernel, which keeps alive what the kernel knows by its address alone."""
+        call = partial(self._kernel, record.ctypes.data, helping)
+        call.kept = record, claims, self._kept  # type: ignore[attr-defined]
+        return call
 
     def __call__(self) -> None:
         commit(self.actions())

@@ -25,6 +25,7 @@ import numba
 import numpy as np
 from numba.core import types
 
+from .. import buffers
 from . import CHANGED, MAY_OVERLAP, cpu
 from .memory import half, put, word
 from .specialise import specialised
@@ -390,8 +391,8 @@ class Watch:
         kinds = {type(gradient) for gradient in gradients}
         dtypes = {id(g.dtype): g.dtype for g, like in zip(gradients, likes) if like >= 0}
         self._kept = list(owners), contents, list(arrays), kinds, dtypes
-        # While a weak reference to an array lives, NumPy does not resize it.
-        self._guards = [weakref.ref(array) for array in arrays]
+        # While a weak reference to the array that owns memory lives, NumPy does not resize it.
+        self._guards = [weakref.ref(buffers.owner_of_memory(array)) for array in arrays]
 
     def guard(self, regions: Regions) -> None:
         """Let the next comparisons check that gradients keep out of these regions."""

@@ -99,14 +99,14 @@ class Adafactor(PerTensor):
     def _check(self, group: dict[str, Any]) -> None:
         checks.number(group, "lr", "learning rate")
         checks.number(group, "weight_decay")
-        checks.number({"-beta2_decay": _minus(group["beta2_decay"])}, "-beta2_decay")
-        eps = group["eps"]
+        checks.number({"-beta2_decay": _minus(checks.entry(group, "beta2_decay"))}, "-beta2_decay")
+        eps = checks.entry(group, "eps")
         if not isinstance(eps, (tuple, list)) or len(eps) != 2:
             raise ValueError(f"Invalid eps: {eps!r}, expected a pair of numbers")
         checks.number(eps, 1, "epsilon2 value")
         if eps[0] is not None:
             checks.number(eps, 0, "epsilon1 value")
-        checks.number(group, "d", "clipping threshold d")
+        checks.number(group, "d", "clipping threshold d", infinite=True)
         if group["d"] < 1:
             raise ValueError(f"Invalid clipping threshold d: {group['d']}, expected at least 1")
         checks.flags(group, "maximize")
@@ -166,7 +166,10 @@ class Adafactor(PerTensor):
 
 
 def _minus(value: Any) -> Any:
-    return -value if isinstance(value, (int, float, np.floating, np.integer)) else value
+    """`-value` of a number; anything else as it is, for `checks.number` to refuse."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        return value
+    return -value.item() if isinstance(value, np.generic) else -value  # -np.uint8(1) is 255
 
 
 class _Factored:

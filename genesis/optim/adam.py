@@ -94,6 +94,7 @@ class Adam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "amsgrad", "maximize")
 

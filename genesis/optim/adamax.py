@@ -83,6 +83,7 @@ class Adamax(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "maximize")
 

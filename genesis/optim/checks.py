@@ -17,42 +17,98 @@ from ..sparse import RowsView
 
 
 def number(
-    group: Any, name: Any, title: str = "", *, below: float = math.inf, most: float = math.inf
+    group: Any,
+    name: Any,
+    title: str = "",
+    *,
+    least: float = 0,
+    below: float = math.inf,
+    most: float = math.inf,
+    positive: bool = False,
+    infinite: bool = False,
 ) -> None:
-    """Raise unless `group[name]` is a number of at least 0, less than `below` and at most `most`."""
-    value = group[name]
+    """Raise unless `group[name]` is a number in the range, and finite.
+
+    A number is a Python or NumPy scalar, not True or False, and no array.
+
+    Args:
+        group: the group's dict, or a pair in it.
+        name: the key, or the index in the pair.
+        title: what a message calls it. Default: "", "`name` value".
+        least: what it must be at least, 0 or -inf. Default: 0.
+        below: what it must be less than. Default: anything.
+        most: what it may be at most. Default: anything.
+        positive: 0 is not allowed either. Default: False.
+        infinite: inf makes sense, too. Default: False.
+    """
+    value = entry(group, name)
     title = title or f"{name} value"
-    if not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"Invalid {title}: {value!r}, expected a number")
-    if not 0 <= value <= most or below <= value < math.inf:
-        expected = "at least 0"
-        if math.isfinite(below):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(
+            f"Invalid {title}: {value!r}, expected a number"
+            + (": take array.item()" if isinstance(value, np.ndarray) and value.size == 1 else "")
+        )
+    sensible = _is_finite(value) or (infinite and value == math.inf)
+    high_enough = value > 0 if positive else value >= least
+    low_enough = value <= most and (below == math.inf or value < below)
+    if not (sensible and high_enough and low_enough):
+        expected = "more than 0" if positive else "at least 0"
+        if least < 0:
+            expected = "one that is finite"
+        elif below < math.inf:
             expected = f"in [0, {below:g})"
-        elif math.isfinite(most):
+        elif most < math.inf:
             expected = f"in [0, {most:g}]"
+        elif not infinite:
+            expected += " and finite"
         raise ValueError(f"Invalid {title}: {value}, expected {expected}")
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def entry(group: Any, name: Any) -> Any:
+    """`group[name]`; ValueError if a group has no such entry."""
+    try:
+        return group[name]
+    except KeyError:
+        raise ValueError(f"Invalid group: it has no {name!r}, set group[{name!r}]") from None
+
+
 def lr(group: dict[str, Any]) -> None:
-    """Raise unless the group's learning rate is valid."""
+    """Raise unless the group's learning rate is a number of at least 0."""
     number(group, "lr", "learning rate")
 
 
 def common(group: dict[str, Any]) -> None:
-    """Raise unless the group's learning rate, weight decay and eps, where it has one, are valid."""
+    """Raise unless the group's learning rate and weight decay are numbers of at least 0."""
     lr(group)
     number(group, "weight_decay")
-    if "eps" in group:
-        number(group, "eps", "epsilon value")
 
 
-def pair(group: dict[str, Any], name: str, title: str, *, below: float = math.inf) -> None:
-    """Raise unless `group[name]` is a pair of numbers of at least 0 and less than `below`."""
-    value = group[name]
+def eps(group: dict[str, Any], *, positive: bool = False) -> None:
+    """Raise unless `group["eps"]` is a number of at least 0, or if `positive` of more than 0."""
+    number(group, "eps", "epsilon value", positive=positive)
+
+
+def pair(
+    group: dict[str, Any],
+    name: str,
+    title: str,
+    *,
+    below: float = math.inf,
+    infinite: bool = False,
+) -> None:
+    """Raise unless `group[name]` is a pair, a tuple or list, of numbers as `number` wants them."""
+    value = entry(group, name)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}, expected a pair of numbers")
     for i in range(2):
-        number(value, i, f"{title} at index {i}", below=below)
+        number(value, i, f"{title} at index {i}", below=below, infinite=infinite)
 
 
 def betas(group: dict[str, Any]) -> None:
@@ -60,11 +116,30 @@ def betas(group: dict[str, Any]) -> None:
     pair(group, "betas", "beta parameter", below=1)
 
 
+def count(group: dict[str, Any], name: str, *, least: int, most: int | None = None) -> None:
+    """Raise unless `group[name]` is an int, not True or False, in the range."""
+    value = entry(group, name)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"Invalid {name} value: {value!r}, expected an int")
+    if value < least or (most is not None and value > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"Invalid {name} value: {value}, expected {expected}")
+
+
 def flags(group: dict[str, Any], *names: str) -> None:
     """Raise unless each of the group's named entries is True or False."""
     for name in names:
-        if not isinstance(group[name], (bool, np.bool_)):
-            raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+        value = entry(group, name)
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"Invalid {name}: {value!r}, expected True or False")
+
+
+def choice(group: dict[str, Any], name: str, known: tuple[str, ...]) -> None:
+    """Raise unless `group[name]` is None or one of the strings in `known`."""
+    value = entry(group, name)
+    if value is not None and not (isinstance(value, str) and value in known):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"Invalid {name}: {value!r}, expected None or one of {names}")
 
 
 # ---- what has changed since the last check ----

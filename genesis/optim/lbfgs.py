@@ -130,15 +130,11 @@ class LBFGS(Optimizer):
         checks.number(group, "tolerance_grad")
         checks.number(group, "tolerance_change")
         for name in ("max_iter", "max_eval", "history_size"):
-            value = group[name]
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"Invalid {name} value: {value!r}, expected an int")
-            if value < 1:
-                raise ValueError(f"Invalid {name} value: {value}, expected at least 1")
-        if group["line_search_fn"] not in (None, "strong_wolfe"):
+            checks.count(group, name, least=1)
+        search = checks.entry(group, "line_search_fn")
+        if search is not None and not (isinstance(search, str) and search == "strong_wolfe"):
             raise ValueError(
-                f"Invalid line_search_fn: {group['line_search_fn']!r}, only 'strong_wolfe' is "
-                "supported, or None"
+                f"Invalid line_search_fn: {search!r}, only 'strong_wolfe' is supported, or None"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

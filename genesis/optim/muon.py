@@ -100,22 +100,20 @@ class Muon(PerTensor):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.number(group, "momentum")
         checks.flags(group, "nesterov")
-        coefficients = group["ns_coefficients"]
+        checks.count(group, "ns_steps", least=0, most=99)
+        coefficients = checks.entry(group, "ns_coefficients")
         if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 3:
             raise ValueError(f"Invalid ns_coefficients: {coefficients!r}, expected three numbers")
-        for value in coefficients:
-            if not isinstance(value, (int, float, np.floating, np.integer)):
-                raise TypeError(f"Invalid ns_coefficients: {coefficients!r}, expected numbers")
-        steps = group["ns_steps"]
-        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-            raise TypeError(f"Invalid ns_steps value: {steps!r}, expected an int")
-        if not 0 <= steps < 100:
-            raise ValueError(f"Invalid ns_steps value: {steps}, expected 0 to 99")
-        if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        for i in range(3):
+            checks.number(coefficients, i, f"ns_coefficients at index {i}", least=-math.inf)
+        adjust = checks.entry(group, "adjust_lr_fn")
+        known = "original", "match_rms_adamw"
+        if adjust is not None and not (isinstance(adjust, str) and adjust in known):
             raise ValueError(
-                f"Adjust learning rate function {group['adjust_lr_fn']!r} is not supported: take "
+                f"Adjust learning rate function {adjust!r} is not supported: take "
                 '"original", "match_rms_adamw" or None'
             )
         for parameter in group.get("params", ()):

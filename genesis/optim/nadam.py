@@ -97,6 +97,7 @@ class NAdam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.number(group, "momentum_decay")
         checks.flags(group, "decoupled_weight_decay", "maximize")

@@ -312,9 +312,6 @@ class Optimizer:
         `before` is the group as it was when it was last found to be possible.
         """
         try:
-            missing = {"params", *self.defaults} - group.keys()
-            if missing:
-                raise ValueError(f"{sorted(missing)} is missing")
             if before is None or checks.changes(before, group) != ["lr"]:
                 self._check_all(group)
             else:  # as after each step of a scheduler

@@ -96,6 +96,7 @@ class RAdam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "decoupled_weight_decay", "maximize")
 
