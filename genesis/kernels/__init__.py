@@ -117,8 +117,8 @@ class Launch(_OverTable):
         return self._update.steady
 
     @property
-    def has_copies(self) -> bool:
-        """Whether some tensors do not lie flat, so that the update works on copies of them."""
+    def indirect(self) -> bool:
+        """Whether `take_gradients` and `gather` have anything to do on the host."""
         return self._table.has_copies
 
     def gather(self) -> None:
@@ -219,6 +219,7 @@ class RowLaunch(Launch):
         return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
 
     steady = False
+    indirect = True
 
     def zero_gradients(self) -> None:
         return None

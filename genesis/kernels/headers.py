@@ -61,7 +61,8 @@ COUNTS_NONE = sys.version_info < (3, 12)
     IN_SLOT,  # what it holds there
     IN_OTHER_SLOT,
     GRAD_TYPE,  # the class of its gradient
-    GRAD_LIKE,  # 1 + the number of the array that has the gradient's shape; 0: look no further
+    GRAD_LIKE,  # 1 + the number of the array that has the gradient's shape; 0: look no further;
+    # -1: nor that, but say that it has moved
     GRAD_DTYPE,
     GRAD_FLAGS,
     GRAD_ITEMSIZE,
@@ -196,7 +197,9 @@ def look(record, owners):
             if COUNTS_NONE:
                 put(nothing + REFERENCES, word(nothing + REFERENCES) - 1)
         like = word(part + 8 * GRAD_LIKE)
-        if like > 0:
+        if like < 0:
+            moved += 1
+        elif like > 0:
             if not same_gradient(
                 record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)
             ):
@@ -334,7 +337,8 @@ class Watch:
         contents: for each owner what the first two hold.
         gradients: for each owner its gradient, or None.
         likes: for each owner the position in `arrays` of that which has the gradient's shape; -1
-            where the gradient is not to be looked at but for its class.
+            where the gradient is not to be looked at but for its class; -2 where it is to count as
+            one that has moved, besides.
         cells: for each owner the address where a table wants to know where the gradient lies, or 0.
         arrays: what the step writes.
 
@@ -376,7 +380,7 @@ class Watch:
         parts[:, GRAD_LIKE] = np.asarray(likes) + 1
         parts[:, GRAD_DATA] = -1
         parts[:, CELL] = cells
-        for i in np.flatnonzero(parts[:, GRAD_LIKE]):
+        for i in np.flatnonzero(parts[:, GRAD_LIKE] > 0):
             gradient = gradients[i]
             parts[i, GRAD_DTYPE] = id(gradient.dtype)
             parts[i, GRAD_FLAGS] = gradient.flags.num & FLAG_BITS

@@ -231,12 +231,12 @@ class Optimizer:
                     plan.release()
                 self.step_skipped, self._plans = True, [step]
                 return self if closure is None else loss
-        for plan in step.with_copies:
+        for plan in step.indirect:
             plan.gather()
         # Here it happens, as one instruction of the interpreter.
         commit(step.actions())
         self._step_count += 1
-        for plan in step.with_copies:
+        for plan in step.indirect:
             plan.release()
         self._plans.append(step)
         return self if closure is None else loss
@@ -267,7 +267,7 @@ class Optimizer:
             self._check_group(i, group, settings)
             settings = checks.snapshot(group)
             rule, types = self._rule(group), precision.of(group)
-            if plan is not None and (rule, types) != (plan.rule, plan.types):
+            if plan is not None and (plan.sparse or (rule, types) != (plan.rule, plan.types)):
                 plan = None
         parameters = group["params"]
         if type(parameters) is not list:

@@ -138,7 +138,8 @@ class Plan:
         self.writable_gradients = all(
             gradient is None or gradient.flags.writeable for gradient in gradients
         )
-        self.has_copies = any(bucket.launch.has_copies for bucket in self.buckets)
+        self.indirect = any(bucket.launch.indirect for bucket in self.buckets)
+        self.sparse = any(isinstance(gradient, RowsView) for gradient in gradients)
         self._elsewhere = any(buffers.device_of(view) != "cpu" for view in self.views)
         self._watch = kernels.watch(
             self.parameters,
@@ -181,8 +182,7 @@ class Plan:
                 *others, last = working.by_type.values()
                 self._outdated += others
                 named["copy"] = buffers.view(last.array)
-            if not isinstance(gradient, RowsView):
-                self._likes[row] = len(self.arrays)
+            self._likes[row] = -2 if isinstance(gradient, RowsView) else len(self.arrays)
             self.arrays += named.values()
             self.whose += [(what, name) for name in named]
             self._tensors[row] = [gradient, *named.values()]
@@ -225,7 +225,7 @@ class Plan:
     def release(self) -> None:
         """Hold no gradients any more: they live as long as the parameters have them."""
         self._watch.release()
-        if self.has_copies:
+        if self.indirect:
             for bucket in self.buckets:
                 bucket.launch.release_gradients()
 
@@ -239,7 +239,7 @@ class Plan:
 
     def take(self) -> None:
         """Use the gradients that `look` has found, where the launches cannot see for themselves."""
-        if self.has_copies or self._elsewhere:
+        if self.indirect or self._elsewhere:
             for bucket in self.buckets:
                 bucket.launch.take_gradients([self.held[row] for row in bucket.rows])
 
@@ -278,7 +278,7 @@ class StepPlan:
 
     def __init__(self, plans: list[Plan], before: StepPlan | None):
         self.plans = plans
-        self.with_copies = [plan for plan in plans if plan.has_copies]
+        self.indirect = [plan for plan in plans if plan.indirect]
         self._new = True
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]
@@ -312,7 +312,8 @@ class StepPlan:
             except ValueError:  # a user's own entries may be arrays, which do not compare
                 return False
             parameters = group["params"]
-            if plan.look(id(parameters)) and not self.still_fits(plan, parameters, state):
+            found = plan.look(id(parameters))
+            if found and self._look_again(plan, parameters, found) == kernels.CHANGED:
                 return False
         return True
 
@@ -325,9 +326,7 @@ class StepPlan:
         if state._edits is not plan.count or plan.count.value != plan.edits:
             return False
         found = plan.look(id(parameters))
-        if found:
-            found = self._look_again(plan, parameters, found)
-        return found != kernels.CHANGED
+        return not found or self._look_again(plan, parameters, found) != kernels.CHANGED
 
     def _look_again(self, plan: Plan, parameters: list[Parameter], found: int) -> int:
         if found == kernels.MAY_OVERLAP:
@@ -337,7 +336,7 @@ class StepPlan:
             found = plan.look_unguarded(id(parameters))
         if found == kernels.CHANGED:
             plan.release()
-        elif found:
+        else:
             plan.take()
         return found
 
