@@ -344,7 +344,7 @@ class StepPlan:
         """The calls, for `commit`, that do the step, from new state to the numbers in it."""
         if self._kept is not None:
             return self._kept
-        actions = self._adopting(self.plans[0].state) if self._new else []
+        actions = self._adopting(self.plans[0].state) if self._new and self.plans else []
         buckets = [bucket for plan in self.plans for bucket in plan.buckets]
         steady = not self._new and all(b.launch.steady and not b.first for b in buckets)
         for plan in self.plans:
