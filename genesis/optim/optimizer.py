@@ -15,12 +15,15 @@ from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from ..sparse import SparseGrad
 from . import checks, hooks, precision
-from .plan import Plan, Rule, StepPlan
+from .plan import ChangedMeanwhile, Plan, Rule, StepPlan
 from .state import State
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+
+ATTEMPTS = 10
+"""How often a step makes its plan if another thread changes what it is made for meanwhile."""
 
 _set_gradient = Parameter._grad_view.__set__  # type: ignore[attr-defined]
 
@@ -254,10 +257,18 @@ class Optimizer:
             self._plans.clear()
             for plan in kept.plans:
                 plan.release()
-        plans = [self._plan(i, group, kept) for i, group in enumerate(self.param_groups)]
-        if kept is not None and plans == kept.plans:
-            return kept
-        return StepPlan(plans, kept)
+        attempts = ATTEMPTS
+        while True:
+            plans = [self._plan(i, group, kept) for i, group in enumerate(self.param_groups)]
+            if kept is not None and plans == kept.plans:
+                return kept
+            try:
+                return StepPlan(plans, kept)
+            except ChangedMeanwhile:
+                kept = None
+                attempts -= 1
+                if not attempts:
+                    raise
 
     def _plan(self, i: int, group: dict[str, Any], kept: StepPlan | None) -> Plan:
         """The plan of group `i`, the kept one if it still fits."""

@@ -264,6 +264,10 @@ class Plan:
         return None if None in found else [action for actions in found for action in actions]
 
 
+class ChangedMeanwhile(RuntimeError):
+    """What a plan is made for was changed by another thread while it was being made."""
+
+
 class StepPlan:
     """The plans of all groups of an optimizer.
 
@@ -274,6 +278,7 @@ class StepPlan:
     Raises:
         TypeError, ValueError: a parameter is there twice, or arrays share memory of which the step
             writes one.
+        ChangedMeanwhile: the plans have to be made anew.
     """
 
     def __init__(self, plans: list[Plan], before: StepPlan | None):
@@ -293,9 +298,9 @@ class StepPlan:
             plan.release()
             plan.guard(regions)
             if not self.still_fits(plan, plan.parameters, plan.state):
-                raise RuntimeError(
-                    "parameters, gradients or state were changed by another thread while a step "
-                    "was being prepared: nothing has been updated"
+                raise ChangedMeanwhile(
+                    "parameters, gradients or state were changed by another thread, again and again, "
+                    "while a step was being prepared: nothing has been updated"
                 )
 
     def fits(self, groups: list[dict[str, Any]], state: State) -> bool:
