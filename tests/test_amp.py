@@ -138,6 +138,67 @@ def test_random_rounding_can_be_repeated(small_chunks, num_threads):
     assert not np.array_equal(expected[0], expected[1])
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+@pytest.mark.parametrize("first", [2**24, 2**53])
+def test_random_bits_are_others_at_each_update_however_late(first):
+    """float32 counts no further than 2^24, float64 than 2^53."""
+
+    def rounded(step):
+        p = genesis.Parameter(np.ones(256, BFLOAT16))
+        opt = genesis.optim.SGD([p], lr=1e-3, stochastic_rounding=True)
+        opt.state[p] = {"step": step}
+        p.grad = np.ones(256, np.float32)
+        opt.step()
+        assert opt.state[p]["step"] == step + 1
+        return bits(p.data)
+
+    assert not np.array_equal(rounded(first), rounded(first + 1))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+def test_a_momentum_that_is_switched_on_later_begins_with_the_whole_gradient():
+    """With stochastic rounding a step count is there before the momentum is."""
+    p = genesis.Parameter(np.zeros(3, BFLOAT16))
+    opt = genesis.optim.SGD([p], lr=1.0, dampening=0.5, stochastic_rounding=True)
+    p.grad = np.ones(3, BFLOAT16)
+    opt.step()
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.ones(3))
+    opt.step()  # 0.5 * 1 + (1 - 0.5) * 1
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.ones(3))
+    del opt.state[p]["momentum_buffer"]
+    p.grad = np.full(3, 4, BFLOAT16)
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.full(3, 4.0))
+    assert opt.state[p]["step"] == 4
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="edits through NumPy")
+@halves
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_an_edit_of_a_parameter_with_a_master_counts(half, stochastic):
+    p = genesis.Parameter(np.ones(64, half))
+    options = {"master_weights": True, "stochastic_rounding": stochastic}
+    opt = genesis.optim.SGD([p], lr=0.125, **options)
+    p.grad = np.full(64, 1e-3, half)
+    opt.step()
+    master = opt.state[p]["master"].copy()
+    p.data[5] = 7.0
+    p.data[6] = np.nan
+    opt.step()
+    expected = master - np.float32(0.125) * p.grad.astype(np.float32)
+    untouched = np.delete(np.arange(64), [5, 6])
+    np.testing.assert_array_equal(opt.state[p]["master"][untouched], expected[untouched])
+    assert opt.state[p]["master"][5] == np.float32(7) - np.float32(0.125) * np.float32(p.grad[5])
+    assert np.isnan(opt.state[p]["master"][6])
+    assert np.isnan(float(p.data[6]))
+    p.data = np.full(64, 3.0, half)  # another array is an edit, too
+    p.grad[:] = 0
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["master"], np.full(64, 3, np.float32))
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="the compiled rounding")
 def test_random_rounding_has_no_bias():
     from genesis import kernels
@@ -289,6 +350,49 @@ def test_a_step_in_a_region_refreshes_the_copy_in_the_same_pass():
             np.testing.assert_array_equal(host(p.data).astype(float), np.full(3, expected))
     np.testing.assert_array_equal(p.numpy(), np.full(3, 0.5, np.float32))
     assert opt.state == {}
+
+
+def test_threads_in_regions_of_different_types_do_not_see_each_others_copies():
+    p = parameter(np.full(3, 1.001, np.float32))
+    opt = genesis.optim.SGD([p], lr=1.0)
+    p.grad = on_device(np.full(3, 1.0, np.float32))
+    entered, looked, stepped = threading.Event(), threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with genesis.autocast("float16"):
+            seen.append(p.data)
+            entered.set()
+            looked.wait(10)
+            seen.append(p.data)
+            stepped.wait(10)
+            seen.append(p.data)
+
+    thread = threading.Thread(target=other)
+    with genesis.autocast("bfloat16"):
+        mine = p.data
+        thread.start()
+        assert entered.wait(10)
+        np.testing.assert_array_equal(host(mine).astype(float), np.ones(3))
+        assert host(p.data).dtype == BFLOAT16
+        looked.set()
+        opt.step()
+        stepped.set()
+        thread.join()
+        np.testing.assert_allclose(host(p.data).astype(float), np.full(3, 0.001), rtol=4e-3)
+    assert [host(copy).dtype for copy in seen] == [np.float16] * 3
+    np.testing.assert_allclose(host(seen[2]).astype(float), np.full(3, 0.001), rtol=1e-3)
+
+
+def test_averages_in_a_region_are_those_of_the_last_update():
+    p = parameter(np.ones(3, np.float32))
+    mean = genesis.optim.swa_utils.AveragedParameters([p])
+    with genesis.autocast("bfloat16"):
+        (average,) = mean.averages
+        for value, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0)):
+            p.data = on_device(np.full(3, value, np.float32))
+            mean.update()
+            np.testing.assert_array_equal(host(average.data).astype(float), np.full(3, expected))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="edits through NumPy")
