@@ -356,21 +356,24 @@ class World:
         # How far rounding may lead away is seen by what small errors in the inputs lead to.
         small = 1e-12 if slot.array.dtype == np.float64 else 4e-6
         right = updated()
-        within = {
-            name: small * (np.abs(value) + np.abs(inputs.get(name, 0)))
-            for name, value in right.items()
-        }
+        with np.errstate(all="ignore"):
+            within = {
+                name: small * (np.abs(value) + np.abs(inputs.get(name, 0)))
+                for name, value in right.items()
+            }
         for name in inputs:
             other = updated(**{name: inputs[name] * (1 + small)})
-            for result in right:
-                within[result] = within[result] + 4 * np.abs(other[result] - right[result])
+            with np.errstate(all="ignore"):
+                for result in right:
+                    within[result] = within[result] + 4 * np.abs(other[result] - right[result])
         entries = dict(slot.state)
         for name, value in right.items():
             before = slot.array if name == "param" else slot.state.get(name)
             dtype = slot.array.dtype if before is None else before.dtype
             if dtype != np.float64:
                 info = np.finfo(np.float32)
-                within[name] = within[name] + np.abs(value) * info.eps + info.tiny
+                with np.errstate(all="ignore"):
+                    within[name] = within[name] + np.abs(value) * info.eps + info.tiny
             values = Values(value, within[name] + 1e-300, dtype)
             if before is None:
                 entries[name] = values

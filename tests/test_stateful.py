@@ -299,6 +299,7 @@ class Attack:
                 doubt = doubt or any(overlap(grad, other) for other in others)
             else:
                 kept[id(slot)] = grad
+                doubt = doubt or grad.shape != slot.array.shape
         memory = Memory(world.arrays())
         try:
             world.opt.zero_grad(set_to_none=bool(to_none % 2))
