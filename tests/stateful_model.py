@@ -145,8 +145,11 @@ class Values:
         if array.shape != np.shape(self.values) or array.dtype != self.dtype:
             expected = np.shape(self.values), self.dtype
             return f"has {array.shape, array.dtype} where {expected} is right"
-        actual = array.astype(np.float64)
-        wrong = ~(np.abs(actual - self.values) <= self.within)  # true for NaN as well
+        with np.errstate(all="ignore"):
+            actual = array.astype(np.float64)
+            finite = np.isfinite(np.asarray(self.values).astype(self.dtype).astype(np.float64))
+            close = np.abs(actual - self.values) <= self.within  # false for NaN
+        wrong = np.where(finite, ~close, np.isfinite(actual))
         if wrong.any():
             return f"has {actual[wrong][:4]} where {np.asarray(self.values)[wrong][:4]} is right"
         return None
@@ -245,10 +248,12 @@ class World:
             if not possible(self.name, group):
                 return "hyper-parameter", group
         live = [(slot, group) for slot, group in self.listed() if slot.grad is not None]
+        doubts = []
         for slot, group in live:
-            found = self._trouble_of(slot, group)
-            if found:
-                return found
+            for found in self._troubles_of(slot, group):
+                if not found[0].endswith("?"):
+                    return found
+                doubts.append(found)
         written = []
         for slot, group in live:
             written.append((slot, slot.array))
@@ -260,29 +265,28 @@ class World:
         for slot, _ in live:
             if any(overlap(slot.grad, array) for _, array in written):
                 return "gradient shares memory", slot
-        return self._doubt(live, written)
+        return doubts[0] if doubts else self._doubt(live, written)
 
-    def _trouble_of(self, slot, group):
+    def _troubles_of(self, slot, group):
         array, grad = slot.array, slot.grad
         if array.dtype not in ACCEPTED:
-            return "parameter's dtype", slot
+            yield "parameter's dtype", slot
         if not array.flags.writeable:
-            return "read-only" + "?" * (array.size == 0), slot
+            yield "read-only" + "?" * (array.size == 0), slot
         if grad.dtype not in ACCEPTED:
-            return "gradient's dtype", slot
+            yield "gradient's dtype", slot
         if grad.shape != array.shape:
-            return "gradient's shape", slot
+            yield "gradient's shape", slot
         for name in NEEDED[self.name](group):
             if name not in slot.state:
                 continue
             value = slot.state[name]
             if not isinstance(value, np.ndarray) or value.dtype not in ACCEPTED:
-                return "state's type", slot
+                yield "state's type", slot
             if value.shape != array.shape:
-                return "state's shape", slot
+                yield "state's shape", slot
             if not value.flags.writeable:
-                return "state read-only" + "?" * (value.size == 0), slot
-        return None
+                yield "state read-only" + "?" * (value.size == 0), slot
 
     def _doubt(self, live, written):
         """Faults of what this step neither reads nor writes: refusing them is as good as not."""
@@ -343,29 +347,33 @@ class World:
         def updated(**others):
             values = {**inputs, **others}
             state = {name: values[name] for name in names if name in values}
-            param, state = REFERENCES[self.name](
-                values["param"], values["grad"], state, step, **hyper
-            )
+            with np.errstate(all="ignore"):
+                param, state = REFERENCES[self.name](
+                    values["param"], values["grad"], state, step, **hyper
+                )
             return {"param": param, **{name: state[name] for name in names}}
 
         # How far rounding may lead away is seen by what small errors in the inputs lead to.
         small = 1e-12 if slot.array.dtype == np.float64 else 4e-6
         right = updated()
-        within = {
-            name: small * (np.abs(value) + np.abs(inputs.get(name, 0)))
-            for name, value in right.items()
-        }
+        with np.errstate(all="ignore"):
+            within = {
+                name: small * (np.abs(value) + np.abs(inputs.get(name, 0)))
+                for name, value in right.items()
+            }
         for name in inputs:
             other = updated(**{name: inputs[name] * (1 + small)})
-            for result in right:
-                within[result] = within[result] + 4 * np.abs(other[result] - right[result])
+            with np.errstate(all="ignore"):
+                for result in right:
+                    within[result] = within[result] + 4 * np.abs(other[result] - right[result])
         entries = dict(slot.state)
         for name, value in right.items():
             before = slot.array if name == "param" else slot.state.get(name)
             dtype = slot.array.dtype if before is None else before.dtype
             if dtype != np.float64:
                 info = np.finfo(np.float32)
-                within[name] = within[name] + np.abs(value) * info.eps + info.tiny
+                with np.errstate(all="ignore"):
+                    within[name] = within[name] + np.abs(value) * info.eps + info.tiny
             values = Values(value, within[name] + 1e-300, dtype)
             if before is None:
                 entries[name] = values

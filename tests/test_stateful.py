@@ -111,6 +111,12 @@ class Attack:
     def sound(self):
         return self.world.trouble() is None
 
+    def tidy(self):
+        """Whether nothing is wrong even with parameters and state that no group lists."""
+        arrays = [v for slot in self.world.slots for v in (slot.array, *slot.state.values())]
+        kinds = {v.dtype if isinstance(v, np.ndarray) else type(v) for v in arrays}
+        return self.sound() and kinds <= {np.dtype(np.float64), np.dtype(np.float32), int}
+
     def check(self, prediction=None):
         """Assert that what there is, is right: nothing was done, or what is predicted."""
         self.memory_is(self.memory, prediction)
@@ -293,6 +299,7 @@ class Attack:
                 doubt = doubt or any(overlap(grad, other) for other in others)
             else:
                 kept[id(slot)] = grad
+                doubt = doubt or grad.shape != slot.array.shape
         memory = Memory(world.arrays())
         try:
             world.opt.zero_grad(set_to_none=bool(to_none % 2))
@@ -649,14 +656,14 @@ class Attack:
             world.groups = old
 
     def move(self):
-        if self.sound():
+        if self.tidy():
             assert self.world.opt.to("cpu") is self.world.opt
             self.check()
 
     def copy(self, how):
         """Go on with a copy of everything."""
         world = self.world
-        if not self.sound():
+        if not self.tidy():
             return
         for slot in world.slots:
             grads = slot.array if slot.grad is None else slot.grad
