@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import event, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from . import storage, threads
-from .specialise import announce, described, keeps_code, specialised, with_copy
+from .cache import keep_code
+from .compiling import Kept, once
+from .specialise import anew, announce, described, specialised, with_copy
 
 if TYPE_CHECKING:
     from .table import Table
@@ -254,7 +257,7 @@ def bind(
         rule = _with_copy(rule)
     process = update_at_random if at_random else update
     arithmetic, count = scalars.dtype.name, len(scalars)
-    kernel = _compiled(process, rule, table.storages, arithmetic, count, table.scattered)
+    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered)
     return _call(kernel, table, scalars, np.empty(0), table.bytes_moved)
 
 
@@ -262,7 +265,7 @@ def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: None = None
 ) -> Callable[[], object]:
     """A function of no arguments that replaces each element `x` by `function(x, scalars)`."""
-    kernel = _compiled(transform, function, table.storages, scalars.dtype.name, len(scalars))
+    kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
     return _call(kernel, table, scalars, np.empty(0), 2 * table.bytes_of_column[0])
 
 
@@ -271,7 +274,7 @@ def bind_reduction(
 ) -> Callable[[], np.ndarray]:
     """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
-    kernel = _compiled(reduce, reduction, table.storages, "float64", 2)
+    kernel = _compiled(reduction, reduce, table.storages, "float64", 2)
     call = _call(kernel, table, np.array([start, exponent]), results, table.bytes_of_column[0])
 
     def reduced() -> np.ndarray:
@@ -317,15 +320,22 @@ _FASTMATH = {
 }
 
 
-@lru_cache(maxsize=None)
+def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
+    """A function as kernels can call it; a copy of a jitted one is compiled as that was."""
+    if like is None:
+        return numba.njit(**{"error_model": "numpy", **options})(function)
+    return type(like)(function, like.locals, like.targetoptions)
+
+
+@Kept
 def _with_copy(rule: Callable) -> Callable:
-    return with_copy(rule, numba.njit(error_model="numpy"))
+    return with_copy(anew(rule, _callable), _callable)
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled(
-    process: Callable,
     rule: Callable,
+    process: Callable,
     storages: tuple[str, ...],
     arithmetic: str,
     scalars: int,
@@ -339,7 +349,7 @@ def _compiled(
     else:
         write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
-        "rule": numba.njit(**options)(rule),
+        "rule": numba.njit(**options)(anew(rule, partial(_callable, **options))),
         "read": storage.reader(storages, number),
         "write": write,
     }
@@ -356,11 +366,11 @@ def _compiled(
     vector = types.Array(number, 1, "C")
     results = types.Array(types.float64, 1, "C")
     signature = types.int64(_int64_matrix, _int64_matrix, vector, results, _int64_vector)
-    function = specialised(work, f"{process.__name__}_{name}", names, rule)
+    function = specialised(work, f"{process.__name__}_{name}", names)
     return _compile(function, signature)
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_data_pointers() -> Callable:
     signature = types.void(_int64_vector, _int64_vector)
     compiled = _compile(specialised(data_pointers, "data_pointers", {}), signature)
@@ -375,7 +385,7 @@ def _compiled_data_pointers() -> Callable:
     return compiled
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_rows_found() -> Callable:
     vector, matrix, number = _int64_vector, _int64_matrix, types.int64
     read_only = types.Array(number, 1, "C", readonly=True)
@@ -384,7 +394,8 @@ def _compiled_rows_found() -> Callable:
 
 
 def _compile(function: Callable, signature: Any) -> Callable:
-    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=keeps_code())(function)
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    keep_code(dispatcher, FunctionCache)
     with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
         return dispatcher.compile(signature)
