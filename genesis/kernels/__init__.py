@@ -19,7 +19,7 @@ import numpy as np
 from .. import buffers
 from ..commit import commit
 from ..sparse import RowsView
-from . import reductions, transforms
+from . import compiling, reductions, transforms
 
 
 Copy = Literal["copy", "master", None]
@@ -36,7 +36,7 @@ class _OverTable:
         keys: Sequence[int] | None = None,
     ):
         device = buffers.layout(columns[0][0]).device
-        self._target = import_module(f".{device.partition(':')[0]}", __name__)
+        self._target = compiling.target_named(device)
         self._stream = stream
         self._table = self._laid_out(columns, keys)
         self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, event, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
 from . import reductions, storage, threads
+from .cache import keep_code
+from .compiling import Kept, once
 from .copies import with_copy
 from .memory import put_float, word
-from .specialise import announce, described, keeps_code, specialised
+from .specialise import anew, announce, described, specialised
 
 if TYPE_CHECKING:
     from .table import Table
@@ -368,7 +371,7 @@ def bind(
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
-    kernel = _compiled(process, rule, table.storages, arithmetic, count, table.scattered)
+    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered)
     return Bound(kernel, table, scalars, table.bytes_moved, moments)
 
 
@@ -376,7 +379,7 @@ def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: None = None
 ) -> Bound:
     """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
-    kernel = _compiled(transform, function, table.storages, scalars.dtype.name, len(scalars))
+    kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
     return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0])
 
 
@@ -385,7 +388,7 @@ def bind_reduction(
 ) -> Callable[[], np.ndarray]:
     """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
-    kernel = _compiled(reduce, reduction, table.storages, "float64", 2)
+    kernel = _compiled(reduction, reduce, table.storages, "float64", 2)
     scalars = np.array([start, exponent])
     bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 
@@ -423,16 +426,23 @@ _FASTMATH = {
 }
 
 
-@lru_cache(maxsize=None)
+def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
+    """A function as kernels can call it; a copy of a jitted one is compiled as that was."""
+    if like is None:
+        return numba.njit(**{"error_model": "numpy", **options})(function)
+    return type(like)(function, like.locals, like.targetoptions)
+
+
+@Kept
 def _with_copy(rule: Callable, copy: str, storage_type: str, at_random: bool) -> Callable:
     edited = storage.edited(storage_type, at_random)
-    return with_copy(rule, copy, edited, numba.njit(error_model="numpy"))
+    return with_copy(anew(rule, _callable), copy, edited, _callable)
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled(
-    process: Callable,
     rule: Callable,
+    process: Callable,
     storages: tuple[str, ...],
     arithmetic: str,
     scalars: int,
@@ -441,13 +451,14 @@ def _compiled(
     number = getattr(types, arithmetic)
     exact = {"error_model": "numpy"}
     options = {**exact, "fastmath": _FASTMATH[process]}
+    own = exact if rule in reductions.EXACT else options
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
         write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
-        "rule": numba.njit(**(exact if rule in reductions.EXACT else options))(rule),
+        "rule": _callable(anew(rule, partial(_callable, **own)), **own),
         "read": storage.reader(storages, number),
         "write": write,
     }
@@ -461,11 +472,11 @@ def _compiled(
     coming = coming_chunk if scattered else no_chunk
     name = f"{coming.__name__}_{name}"
     names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
-    function = specialised(work, f"{process.__name__}_{name}", names, rule)
+    function = specialised(work, f"{process.__name__}_{name}", names)
     return compile_function(function, types.int64(types.int64, types.boolean))
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_data_pointers() -> Callable:
     signature = types.void(_int64_vector, _int64_vector)
     compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
@@ -480,7 +491,7 @@ def _compiled_data_pointers() -> Callable:
     return compiled
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_rows_found() -> Callable:
     vector, matrix, number = _int64_vector, _int64_matrix, types.int64
     read_only = types.Array(number, 1, "C", readonly=True)
@@ -490,7 +501,8 @@ def _compiled_rows_found() -> Callable:
 
 def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
     """A function's machine code for one signature, from the disk if it is kept there."""
-    dispatcher = numba.njit(nogil=nogil, error_model="numpy", cache=keeps_code())(function)
+    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
+    keep_code(dispatcher, FunctionCache)
     with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
         return dispatcher.compile(signature)

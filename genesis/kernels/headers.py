@@ -18,7 +18,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numba
@@ -27,6 +27,7 @@ from numba.core import types
 
 from .. import buffers
 from . import CHANGED, MAY_OVERLAP, cpu
+from .compiling import once
 from .memory import half, put, word
 from .specialise import specialised
 
@@ -264,17 +265,16 @@ def shapes(objects, found, places, first):
     return place
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled(function: Any, *arguments: Any) -> Any:
     _probe()
-    specimen = specialised(function, function.__name__, {})
-    return cpu.compile_function(specimen, types.int64(*arguments), nogil=False)
+    template = specialised(function, function.__name__, {})
+    return cpu.compile_function(template, types.int64(*arguments), nogil=False)
 
 
 _NUMBER, _VECTOR, _MATRIX = types.int64, types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "C")
 
 
-@lru_cache(maxsize=None)
 def _probe() -> None:
     """Raise RuntimeError unless objects are laid out as the pass expects."""
 
