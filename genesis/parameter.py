@@ -311,6 +311,10 @@ class Parameter(NDArrayOperatorsMixin):
     def __getitem__(self, key: Any) -> Any:
         return self.data[key]
 
+    def changed(self) -> None:
+        """Let autocast's copy be made anew when it is next asked for."""
+        self._entry = 0
+
     @property
     def T(self) -> Any:  # noqa: N802, as NumPy calls it
         """The array, transposed."""

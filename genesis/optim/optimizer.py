@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
+from ..commit import commit
 from ..nn.utils.clip_grad import check_max_norm
 from ..parameter import Parameter
 from ..sparse import SparseGrad
@@ -446,9 +448,13 @@ class Optimizer:
                     f"loaded state dict has state for {number!r}, which no group names"
                 )
             state[owner[number]] = self._loaded_state(number, owner[number], entries)
-        self.param_groups = groups
-        self.state = State(state)
-        self._plans = []
+        commit(
+            [
+                partial(setattr, self, "param_groups", groups),
+                partial(setattr, self, "state", State(state)),
+                partial(setattr, self, "_plans", []),
+            ]
+        )
         for hook in list(own.load_post.values()):
             hook(self)
 

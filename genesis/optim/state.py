@@ -9,6 +9,7 @@ them. Both would cost more than a small step does, if it had to look at each par
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 
@@ -99,6 +100,12 @@ class State(dict):
     def update(self, *args: Any, **kwargs: Any) -> None:
         for parameter, entries in dict(*args, **kwargs).items():
             self[parameter] = entries
+
+    def updating(self, state: Mapping[Any, Mapping[str, Any]]) -> partial:
+        """The call that makes these the entries of these parameters, for `commit`."""
+        self._edits.value += 1
+        built = {parameter: Entries(entries, self._edits) for parameter, entries in state.items()}
+        return partial(dict.update, self, built)
 
     def setdefault(self, parameter: Any, entries: Mapping[str, Any] | None = None) -> Entries:
         if parameter not in self:
