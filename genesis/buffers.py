@@ -216,12 +216,19 @@ def check_writable(view: np.ndarray, what: str) -> None:
         extent += stride * (length - 1)
 
 
-def overlapping(views: list[np.ndarray]) -> tuple[int, int] | None:
+def overlapping(
+    views: list[np.ndarray], others: list[np.ndarray] | None = None
+) -> tuple[int, int] | None:
     """The positions of two buffers that share memory, or None.
+
+    The buffers in `others`, whose positions follow those of `views`, may share memory with each
+    other, but not with any of `views`.
 
     Buffers are sorted by address, so that only neighbours whose byte ranges meet are compared
     element by element: a thousand separate arrays cost a few milliseconds, not a million pairs.
     """
+    alone = len(views)
+    views = views + (others or [])
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
     spans = sorted(
         (layout(view).device, *bounds(view), i) for i, view in enumerate(views) if view.size
@@ -230,7 +237,7 @@ def overlapping(views: list[np.ndarray]) -> tuple[int, int] | None:
     for device, start, end, i in spans:
         still_open = [other for other in still_open if other[0] == device and other[1] > start]
         for *_, j in still_open:
-            if np.shares_memory(views[i], views[j]):
+            if min(i, j) < alone and np.shares_memory(views[i], views[j]):
                 return min(i, j), max(i, j)
         still_open.append((device, end, i))
     return None

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -378,3 +378,55 @@ def outside(
 
 def _described(what: str, name: str) -> str:
     return f"state {name!r} of {what}" if name else f"the array of {what}"
+
+
+# ---- arrays, where they are looked at one by one ----
+
+
+class Used(NamedTuple):
+    """An array that a step uses, as it should be.
+
+    Attributes:
+        what: what messages call it.
+        array: the array, or whatever somebody put in its place.
+        shape: the shape that it must have.
+        device: where it must be.
+    """
+
+    what: str
+    array: Any
+    shape: tuple[int, ...]
+    device: str = "cpu"
+
+
+def arrays(written: list[Used], others: list[Used]) -> None:
+    """Raise TypeError or ValueError unless a step can use these arrays as they are now.
+
+    Args:
+        written: what the step changes: writable, and each in memory of its own.
+        others: what it reads, or must leave as it is: in memory that it does not change.
+    """
+    views = []
+    for used in (*written, *others):
+        view = buffers.check(used.array, used.what)
+        if view.shape != used.shape:
+            raise ValueError(
+                f"{used.what} has shape {view.shape}, but must have {used.shape}: give it that shape "
+                "again, or put another array in its place"
+            )
+        device = buffers.layout(view).device
+        if device != used.device:
+            raise ValueError(
+                f"{used.what} is on {device}, but must be on {used.device}: move all of an "
+                f"optimizer's arrays with optimizer.to({used.device!r})"
+            )
+        views.append(view)
+    for used, view in zip(written, views):
+        buffers.check_writable(view, used.what)
+    pair = buffers.overlapping(views[: len(written)], views[len(written) :])
+    if pair is None:
+        return
+    first, second = ((*written, *others)[i].what for i in pair)
+    if pair[1] < len(written):
+        raise ValueError(f"{first} and {second} share memory: give each an array of its own")
+    raise ValueError(f"{second} shares memory with {first}, which the step changes: assign a copy")

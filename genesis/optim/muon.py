@@ -30,6 +30,10 @@ class Muon(PerTensor):
     0.7 and 1.2. It is done in the parameter's arithmetic, float64 or float32, by BLAS (which has
     threads of its own); torch does it in bfloat16, so that updates differ by 1 or 2 percent.
 
+    While a step lasts it takes memory for one more copy of all parameters and momenta that it updates:
+    they are written together at its end, so that a step which fails or is interrupted has changed
+    nothing.
+
     Meant for the hidden matrices of a network; biases, norms, embeddings and the output layer
     belong to an `AdamW` of their own.
 
@@ -126,7 +130,7 @@ class Muon(PerTensor):
     def _update(
         self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
         state: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
         number = arithmetic(parameter.dtype)
         momentum = group["momentum"]
         grad = np.multiply(gradient, scale, dtype=number)
@@ -141,8 +145,7 @@ class Muon(PerTensor):
             lr = group["lr"] * math.sqrt(max(1, rows / columns))
         update *= -lr
         update += parameter.astype(number) * number.type(1 - group["lr"] * group["weight_decay"])
-        state["momentum_buffer"][...] = average
-        parameter[...] = update
+        return update, {"momentum_buffer": average}
 
 
 def orthogonalized(
