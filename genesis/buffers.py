@@ -181,6 +181,8 @@ def check_writable(view: np.ndarray, what: str) -> None:
             f"{what} is read-only, but an optimizer updates it in place: give a writable array, "
             "for example array.copy()"
         )
+    if view.flags.forc:  # contiguous in one order or the other
+        return
     extent = view.itemsize
     for stride, length in sorted(
         (abs(stride), length) for stride, length in zip(view.strides, view.shape) if length > 1
