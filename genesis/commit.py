@@ -16,7 +16,6 @@ from itertools import chain
 
 import numpy as np
 
-
 # `operator.call` is new in Python 3.11, and a third faster.
 _call = getattr(operator, "call", partial.__call__)
 
@@ -68,7 +67,7 @@ def assign(target: np.ndarray, source: np.ndarray) -> partial:
     )
 
 
-# What comes first in a prepared commit writes nothing. But whatever memory the interpreter needs for such
-# calls (tuples of arguments) it asks for then, and uses again for the others: if there is none, the
-# commit fails before its first write.
+# What comes first in a prepared commit writes nothing. But whatever memory the interpreter needs for
+# such calls (tuples of arguments) it asks for then, and uses again for the others: if there is none,
+# the commit fails before its first write.
 _REHEARSAL = [assign(np.zeros(1), np.zeros(1))]

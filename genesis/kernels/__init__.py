@@ -21,7 +21,6 @@ from ..commit import commit
 from ..sparse import RowsView
 from . import compiling, reductions, transforms
 
-
 Copy = Literal["copy", "master", None]
 """Whether a last column holds copies of the parameters, see `prepare`."""
 

@@ -20,8 +20,8 @@ from .. import buffers, cuda_driver
 from . import cpu, reductions
 from .cache import keep_code
 from .compiling import Kept, once
-from .reductions import EPSILON
 from .copies import with_copy
+from .reductions import EPSILON
 from .specialise import anew, announce, described, specialised
 
 if cuda_driver.SIMULATED:

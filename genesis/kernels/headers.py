@@ -74,7 +74,6 @@ COUNTS_NONE = sys.version_info < (3, 12)
 ARRAY, ITS_DATA, ITS_DTYPE, ITS_AXES, ITS_FLAGS, ITS_SHAPE, ARRAY_SIZE = range(7)
 
 
-
 @numba.njit(error_model="numpy")
 def same_array(record, array):
     """Whether an array is as the record says."""
@@ -110,7 +109,7 @@ def same_gradient(record, owner, gradient, array):
         return False
     shape = word(gradient + SHAPE)
     expected = record + 8 * word(array + 8 * ITS_SHAPE)
-    for axis in range(axes):
+    for axis in range(axes):  # noqa: SIM110, what Numba compiles well
         if word(shape + 8 * axis) != word(expected + 8 * axis):
             return False
     return True
@@ -201,9 +200,7 @@ def look(record, owners):
         if like < 0:
             moved += 1
         elif like > 0:
-            if not same_gradient(
-                record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)
-            ):
+            if not same_gradient(record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)):
                 return CHANGED
             data = word(gradient + DATA)
             cell = word(part + 8 * CELL)
@@ -272,7 +269,8 @@ def _compiled(function: Any, *arguments: Any) -> Any:
     return cpu.compile_function(template, types.int64(*arguments), nogil=False)
 
 
-_NUMBER, _VECTOR, _MATRIX = types.int64, types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "C")
+_NUMBER = types.int64
+_VECTOR, _MATRIX = types.Array(_NUMBER, 1, "C"), types.Array(_NUMBER, 2, "C")
 
 
 def _probe() -> None:

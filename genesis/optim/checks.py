@@ -332,9 +332,7 @@ def state_number(value: Any, name: str, what: str) -> Any:
         raise TypeError(f"state {name!r} of {what} must be a number, but is {value!r}")
     if name == "step":
         if not (value >= 0 and float(value).is_integer()):
-            raise ValueError(
-                f"state 'step' of {what} must be a count of updates, but is {value!r}"
-            )
+            raise ValueError(f"state 'step' of {what} must be a count of updates, but is {value!r}")
         return int(value)
     return float(value)
 

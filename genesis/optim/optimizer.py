@@ -15,7 +15,7 @@ from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from ..sparse import SparseGrad
 from . import checks, hooks, precision
-from .plan import ChangedMeanwhile, Plan, Rule, StepPlan
+from .plan import ChangedMeanwhileError, Plan, Rule, StepPlan
 from .state import State
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class Optimizer:
                 return kept
             try:
                 return StepPlan(plans, kept)
-            except ChangedMeanwhile:
+            except ChangedMeanwhileError:
                 kept = None
                 attempts -= 1
                 if not attempts:

@@ -264,7 +264,7 @@ class Plan:
         return None if None in found else [action for actions in found for action in actions]
 
 
-class ChangedMeanwhile(RuntimeError):
+class ChangedMeanwhileError(RuntimeError):
     """What a plan is made for was changed by another thread while it was being made."""
 
 
@@ -278,7 +278,7 @@ class StepPlan:
     Raises:
         TypeError, ValueError: a parameter is there twice, or arrays share memory of which the step
             writes one.
-        ChangedMeanwhile: the plans have to be made anew.
+        ChangedMeanwhileError: the plans have to be made anew.
     """
 
     def __init__(self, plans: list[Plan], before: StepPlan | None):
@@ -298,7 +298,7 @@ class StepPlan:
             plan.release()
             plan.guard(regions)
             if not self.still_fits(plan, plan.parameters, plan.state):
-                raise ChangedMeanwhile(
+                raise ChangedMeanwhileError(
                     "parameters, gradients or state were changed by another thread, again and again, "
                     "while a step was being prepared: nothing has been updated"
                 )
