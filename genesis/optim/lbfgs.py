@@ -149,8 +149,8 @@ class LBFGS(Optimizer):
 
     def _step(
         self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
+        closure: Callable[[], Any] | None = None,
+        max_norm: float | None = None,
         inverse_scale: float | None = None,
     ) -> Any:
         if closure is None or not callable(closure):

@@ -66,8 +66,8 @@ class PerTensor(Optimizer):
 
     def _step(
         self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
+        closure: Callable[[], Any] | None = None,
+        max_norm: float | None = None,
         inverse_scale: float | None = None,
     ) -> Any:
         self.step_skipped = False
