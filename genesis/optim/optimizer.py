@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 10
 """How often a step makes its plan if another thread changes what it is made for meanwhile."""
 
-_set_gradient = Parameter._grad_view.__set__  # type: ignore[attr-defined, union-attr]
+_set_gradient = vars(Parameter)["_grad_view"].__set__
 
 
 class Optimizer:

@@ -260,8 +260,13 @@ class Plan:
         """The calls, for `commit`, that fill the gradients with zeros; None if that is not so easy."""
         if not self.writable_gradients:
             return None
-        found = [bucket.launch.zero_gradients() for bucket in self.buckets]
-        return None if None in found else [action for actions in found for action in actions]
+        zeroing: list[partial] = []
+        for bucket in self.buckets:
+            actions = bucket.launch.zero_gradients()
+            if actions is None:
+                return None
+            zeroing += actions
+        return zeroing
 
 
 class ChangedMeanwhileError(RuntimeError):
