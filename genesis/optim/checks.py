@@ -146,28 +146,29 @@ def choice(group: dict[str, Any], name: str, known: tuple[str, ...]) -> None:
 
 
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
-    """A group as it is now, for `same` and `changes`: of lists, which can be edited, copies."""
-    return {
-        name: list(value) if type(value) is list and name != "params" else value
-        for name, value in group.items()
-    }
+    """A group as it is now, for `same`, and for the host's arithmetic.
+
+    Of pairs in lists, which can be edited, it has copies, and Python's numbers in place of NumPy's,
+    whose types may be narrower than float64.
+    """
+    return {name: value if name == "params" else plain(value) for name, value in group.items()}
+
+
+def plain(value: Any) -> Any:
+    """A hyper-parameter with Python's numbers in it, in place of NumPy's."""
+    if isinstance(value, (np.floating, np.integer, np.bool_)):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
 
 
 def same(settings: dict[str, Any] | None, group: dict[str, Any]) -> bool:
     """Whether a group is as it was when the snapshot was taken."""
     try:
         return settings == group
-    except ValueError:  # a user's own entries may be arrays, which do not compare to one truth
+    except (TypeError, ValueError):  # a user's own entries may be arrays, which have no one truth
         return False
-
-
-def changes(settings: dict[str, Any], group: dict[str, Any]) -> list[str]:
-    """The names of entries that were not there, or were others, when the snapshot was taken."""
-    return [
-        name
-        for name, value in group.items()
-        if name not in settings or not same({name: settings[name]}, {name: value})
-    ]
 
 
 def warn(message: str) -> None:

@@ -217,6 +217,23 @@ class Plan:
         numbers = {name: checks.state_number(entries[name], name, what) for name in self._kept}
         return entries, numbers or {"step": 0}, begins
 
+    def has_settings_of(self, group: dict[str, Any]) -> bool:
+        """Whether a group is as it was when it was checked, but perhaps for another learning rate.
+
+        That is what schedules change, often at each step, and no rule depends on it.
+        """
+        try:
+            if self.settings == group:
+                return True
+            rate = group["lr"]
+            if {**self.settings, "lr": rate} != group:
+                return False
+            checks.lr(group)
+        except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
+            return False
+        self.settings["lr"] = checks.plain(rate)
+        return True
+
     @property
     def bounds(self) -> np.ndarray:
         """For each array its first byte and one past the last."""
@@ -316,10 +333,7 @@ class StepPlan:
         for plan, group in zip(self.plans, groups):
             if edits is not plan.count or edits.value != plan.edits:
                 return False
-            try:
-                if plan.settings != group:
-                    return False
-            except ValueError:  # a user's own entries may be arrays, which do not compare
+            if not plan.has_settings_of(group):
                 return False
             parameters = group["params"]
             found = plan.look(id(parameters))
