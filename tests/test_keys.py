@@ -183,6 +183,22 @@ def test_what_cannot_be_read_is_neither_shared_nor_kept(monkeypatch, tmp_path, c
         digest(defined(RULE.format("param - thing"), thing=_Unreadable())["rule"])
 
 
+def test_an_overloaded_function_is_not_believed():
+    """What Numba compiles in its place is nowhere in the function."""
+    names = defined("def swapped(x):\n    return x\n" + RULE.format("param - swapped(grad)"))
+    digest(names["rule"])
+
+    @numba.extending.overload(names["swapped"])
+    def overload(x):
+        return lambda x: 2 * x
+
+    with pytest.raises(
+        UnknownContentError, match="swapped of rule refers to swapped, in whose place"
+    ):
+        digest(names["rule"])
+    assert moved(names["rule"]) == -6
+
+
 def test_the_number_of_scalars_is_part_of_the_key(monkeypatch, tmp_path):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     rule = defined(RULE.format("param - hyper[0] * grad"))["rule"]

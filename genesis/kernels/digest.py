@@ -210,7 +210,14 @@ def is_overloaded(function: Any) -> bool:
     templates = sys.modules.get("numba.core.typing.templates")
     if templates is None:
         return False
-    return any(known is function for known, _ in templates.builtin_registry.globals)
+    registered = templates.builtin_registry.globals  # Numba only ever adds to this list
+    return id(function) in _identities(id(registered), len(registered))
+
+
+@lru_cache(maxsize=1)
+def _identities(registry: int, length: int) -> frozenset[int]:
+    registered = sys.modules["numba.core.typing.templates"].builtin_registry.globals
+    return frozenset(id(known) for known, _ in registered)
 
 
 @lru_cache(maxsize=4096)
