@@ -41,7 +41,7 @@ def kernels_of_the_table():
         (group,) = opt.param_groups
         rule, buffers = opt._rule(group)
         initial = opt._initial(group)
-        scalars = opt._scalars_between(group, initial, opt._next(group, initial))
+        scalars = opt._scalars_between(group, initial, opt._next(group, initial), True)
         found[rule.__name__] = rule, len(buffers), len(scalars)
     return found
 
