@@ -364,15 +364,14 @@ def outside(
 
     `first` is the number of the first parameter among all of the optimizer's.
     """
-    for i, view in enumerate(gradients):
-        if view is None:
-            continue
-        for array, (what, name) in zip(arrays, whose):
-            if np.may_share_memory(view, array) and np.shares_memory(view, array):
-                raise ValueError(
-                    f"the gradient of {label(first + i, parameters[i])} shares memory with "
-                    f"{_described(what, name)}, which the step changes: assign a copy of it"
-                )
+    rows = [i for i, view in enumerate(gradients) if view is not None]
+    pair = buffers.overlapping(arrays, [gradients[i] for i in rows])
+    if pair:
+        i = rows[pair[1] - len(arrays)]
+        raise ValueError(
+            f"the gradient of {label(first + i, parameters[i])} shares memory with "
+            f"{_described(*whose[pair[0]])}, which the step changes: assign a copy of it"
+        )
 
 
 def _described(what: str, name: str) -> str:
