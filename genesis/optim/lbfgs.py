@@ -139,11 +139,10 @@ class LBFGS(Optimizer):
                 f"Invalid line_search_fn: {search!r}, only 'strong_wolfe' is supported, or None"
             )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add the group of parameters; ValueError if there is one already."""
-        if self.param_groups:
+    def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
+        if others:
             raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
-        super().add_param_group(param_group)
+        return super()._new_group(param_group, others)
 
     # ---- the step ----
 
