@@ -231,7 +231,7 @@ def overlapping(
     views = views + (others or [])
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
     spans = sorted(
-        (layout(view).device, *bounds(view), i) for i, view in enumerate(views) if view.size
+        (device_of(view), *bounds(view), i) for i, view in enumerate(views) if view.size
     )
     still_open: list[tuple[str, int, int]] = []
     for device, start, end, i in spans:

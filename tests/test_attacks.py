@@ -951,3 +951,16 @@ def test_a_gradient_that_fits_no_more_can_be_zeroed():
     refused(opt.step, opt, "shape")
     opt.zero_grad()
     assert a.grad is None
+
+
+def test_a_parameter_without_gradient_may_be_of_any_type_meanwhile():
+    a, b = params(3, 4)
+    opt = Adam([a, b])
+    a.grad = None
+    a.data.dtype = np.int64
+    opt.step()
+    assert opt.state[b]["step"] == 1
+    a.data.dtype = np.float64
+    a.grad = np.ones(3)
+    opt.step()
+    assert (opt.state[a]["step"], opt.state[b]["step"]) == (1, 2)

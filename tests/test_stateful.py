@@ -227,8 +227,11 @@ class Attack:
                 grad = None
             case 1:
                 grad = guarded(rng.standard_normal(shape))
-            case 2:
+            case 2:  # the same again: what became of it in place counts
                 grad = slot.grad
+                legal = grad is None or (
+                    grad.shape == shape and grad.dtype in (np.float64, np.float32)
+                )
             case 3:
                 grad = rng.standard_normal((*shape, 2))[..., 1]
             case 4:
