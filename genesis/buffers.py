@@ -162,7 +162,8 @@ def device_of(view: np.ndarray) -> str:
 
 def flat_order(view: np.ndarray) -> Literal["C", "F"]:
     """The order in which kernels walk through a buffer, and its gradient and state with it."""
-    return "F" if layout(view).order == "F" else "C"
+    flags = view.flags
+    return "F" if flags.f_contiguous and not flags.c_contiguous and flags.aligned else "C"
 
 
 # ---- what is refused ----
@@ -275,7 +276,7 @@ def put(array: np.ndarray, device: str) -> Any:
 
 def moved(array: Any, device: str) -> Any:
     """The buffer itself if it is on `device`, else a copy of it there."""
-    return array if layout(view(array)).device == device else put(host_copy(array), device)
+    return array if device_of(view(array)) == device else put(host_copy(array), device)
 
 
 def empty(
@@ -285,7 +286,7 @@ def empty(
     dtype: np.dtype | None = None,
 ) -> Any:
     """A flat buffer beside the one that `like` is the view of, its elements not set."""
-    device = layout(like).device
+    device = device_of(like)
     dtype = dtype or like.dtype
     if device == "cpu":
         return np.empty(shape, dtype, order=order)
@@ -304,7 +305,7 @@ def full(value: float, like: np.ndarray, dtype: np.dtype | None = None) -> Any:
     array = np.zeros(like.shape, dtype or like.dtype, order=order)  # costs nothing until touched
     if value != 0:
         array.fill(value)
-    return put(array, layout(like).device)
+    return put(array, device_of(like))
 
 
 def read_only(array: Any) -> Any:
@@ -336,7 +337,7 @@ def _clear(array: Any) -> None:
         array._ary.fill(0)
     elif array.size:
         cuda = cuda_driver.cuda()
-        with cuda.gpus[int(layout(view(array)).device.partition(":")[2])]:
+        with cuda.gpus[int(device_of(view(array)).partition(":")[2])]:
             cuda.as_cuda_array(array, sync=False).gpu_data.memset(0)
 
 
@@ -356,7 +357,7 @@ def host_copy(array: Any) -> np.ndarray:
 def copy_beside(array: np.ndarray, like: np.ndarray) -> Any:
     """A copy of a host array on the device and in the order of `like`, in its own data type."""
     copy = np.array(array, order=flat_order(like), copy=True, subok=False)
-    return put(copy, layout(like).device)
+    return put(copy, device_of(like))
 
 
 def as_host(array: Any, what: str) -> np.ndarray:
