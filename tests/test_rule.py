@@ -483,7 +483,8 @@ def test_numbers_are_computed_once_a_step_and_carried(rng):
 
 @genesis.rule
 def Declared(
-    param, grad, *, lr, gammas=hyper.betas(0.1, 0.2, 0.3), cap=hyper.number(1.0, "a cap", low=-1, most=2),
+    param, grad, *, lr, gammas=hyper.betas(0.1, 0.2, 0.3),
+    cap=hyper.number(1.0, "a cap", low=-1, most=2),
     eps=1e-8, beta=0.5, shift=0.0, weights=(1.0, 2.0), on=hyper.flag(False, "a switch"),
 ):  # fmt: skip
     """Declared: everything."""
