@@ -8,12 +8,13 @@ a step whose gradients overflowed is left out, and the scale lowered.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import buffers
-from .nn.utils.clip_grad import get_total_norm, scale_gradients
+from .nn.utils.clip_grad import norm_and_finite, scale_gradients
+from .optim.lbfgs import LBFGS
 from .regions import autocast, checked_type
 
 __all__ = ["GradScaler", "autocast", "cast"]
@@ -56,6 +57,17 @@ def _cast(tree: Any, dtype: np.dtype) -> Any:
 
 _LARGEST = float(np.finfo(np.float32).max)  # gradients may be float32
 _READY, _UNSCALED, _STEPPED = "ready", "unscaled", "stepped"
+
+
+class _Progress(NamedTuple):
+    """How far an optimizer is in this update, and whether it found inf.
+
+    The optimizer is held, not named by its id, which a new one may get when it is gone.
+    """
+
+    optimizer: Any
+    stage: str
+    found_inf: bool
 
 
 class GradScaler:
@@ -108,9 +120,7 @@ class GradScaler:
         self._growth_interval = growth_interval
         self._growth_tracker = 0
         self._enabled = bool(enabled)
-        # For each optimizer, by its id: how far it is in this update, and whether it found inf.
-        self._stages: dict[int, str] = {}
-        self._found_inf: dict[int, bool] = {}
+        self._progress: list[_Progress] = []
 
     def scale(self, outputs: Any) -> Any:
         """Multiply a loss, or nested lists and tuples of losses, by the scale.
@@ -119,15 +129,26 @@ class GradScaler:
             outputs: numbers or arrays, or lists and tuples of them.
 
         Returns:
-            The same structure, scaled.
+            The same structure, scaled. What is float16 or bfloat16 becomes float32, since 65536, the
+            default scale, is no float16; float64, float32 and Python numbers stay what they are.
+
+        Example:
+            >>> import numpy as np, genesis
+            >>> loss = genesis.amp.GradScaler().scale(np.float16(1.5))
+            >>> loss.dtype, float(loss)
+            (dtype('float32'), 98304.0)
         """
         if not self._enabled:
             return outputs
+        if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+            return type(outputs)(*map(self.scale, outputs))
         if isinstance(outputs, (list, tuple)):
-            return type(outputs)(self.scale(output) for output in outputs)
-        if isinstance(outputs, np.ndarray) and outputs.dtype in buffers.FLOAT_TYPES:
-            return outputs * outputs.dtype.type(self._scale)
-        return outputs * self._scale
+            return type(outputs)(map(self.scale, outputs))
+        is_numpys = isinstance(outputs, (np.ndarray, np.generic))
+        if not is_numpys or outputs.dtype not in buffers.FLOAT_TYPES:
+            return outputs * self._scale
+        wide = np.dtype(np.float64 if outputs.dtype == np.float64 else np.float32)
+        return outputs.astype(wide, copy=False) * wide.type(self._scale)
 
     def unscale_(self, optimizer: Any) -> None:
         """Divide the gradients of an optimizer's parameters by the scale, in place.
@@ -138,12 +159,13 @@ class GradScaler:
             optimizer: the optimizer.
 
         Raises:
-            RuntimeError: called twice since the last `update`, or after `step`.
+            RuntimeError: called twice since the last `update`, or after `step`; `LBFGS`.
+            TypeError: `optimizer` is none of genesis.
             ValueError: a gradient is float16, in which small values would be lost.
         """
         if not self._enabled:
             return
-        stage = self._stages.get(id(optimizer), _READY)
+        stage = self._progress_of(optimizer).stage
         if stage == _UNSCALED:
             raise RuntimeError(
                 "unscale_() has already been called on this optimizer since the last update()."
@@ -153,10 +175,10 @@ class GradScaler:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if any(p.grad is not None and p._grad_view.dtype == np.float16 for p in parameters):
             raise ValueError("Attempting to unscale FP16 gradients.")
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        _, finite = norm_and_finite(gradients, 1 / self._scale)
         scale_gradients(parameters, 1 / self._scale)
-        self._found_inf[id(optimizer)] = not np.isfinite(norm)
-        self._stages[id(optimizer)] = _UNSCALED
+        self._note(optimizer, _UNSCALED, not finite)
 
     def step(
         self,
@@ -178,24 +200,45 @@ class GradScaler:
             `optimizer.step_skipped` says too. Then nothing has changed, not even a step count.
 
         Raises:
-            RuntimeError: called twice since the last `update`, or with a closure.
+            RuntimeError: called twice since the last `update`, or with a closure; `LBFGS`.
+            TypeError: `optimizer` is none of genesis.
         """
         if not self._enabled:
             return optimizer.step(closure, max_norm=max_norm)
+        progress = self._progress_of(optimizer)
         if closure is not None:
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
-        key = id(optimizer)
-        stage = self._stages.get(key, _READY)
-        if stage == _STEPPED:
+        if progress.stage == _STEPPED:
             raise RuntimeError("step() has already been called since the last update().")
-        if stage == _UNSCALED:
-            optimizer.step_skipped = self._found_inf[key]
-            result = None if optimizer.step_skipped else optimizer.step(max_norm=max_norm)
+        if progress.stage == _UNSCALED:
+            optimizer.step_skipped = progress.found_inf
+            result = None if progress.found_inf else optimizer.step(max_norm=max_norm)
         else:
             result = optimizer.scaled_step(1 / self._scale, max_norm=max_norm)
-            self._found_inf[key] = optimizer.step_skipped
-        self._stages[key] = _STEPPED
+        self._note(optimizer, _STEPPED, optimizer.step_skipped)
         return result
+
+    def _progress_of(self, optimizer: Any) -> _Progress:
+        """How far an optimizer is; RuntimeError or TypeError for one that cannot be scaled."""
+        if isinstance(optimizer, LBFGS):
+            raise RuntimeError(
+                "GradScaler does not support LBFGS: its search for a step compares losses and "
+                "gradients as they are, several times in a step. Call optimizer.step(closure) with a "
+                "closure that does not scale the loss, and compute it in float32 or bfloat16"
+            )
+        if isinstance(optimizer, type) or not hasattr(optimizer, "scaled_step"):
+            raise TypeError(
+                "GradScaler needs an optimizer of genesis.optim, but got "
+                f"{type(optimizer).__name__}"
+            )
+        for progress in self._progress:
+            if progress.optimizer is optimizer:
+                return progress
+        return _Progress(optimizer, _READY, False)
+
+    def _note(self, optimizer: Any, stage: str, found_inf: bool) -> None:
+        others = [each for each in self._progress if each.optimizer is not optimizer]
+        self._progress = [*others, _Progress(optimizer, stage, found_inf)]
 
     def update(self, new_scale: float | None = None) -> None:
         """Adapt the scale after the steps of all optimizers.
@@ -213,9 +256,9 @@ class GradScaler:
             if not 0 < new_scale < np.inf:
                 raise ValueError(f"new_scale must be above 0 and finite, but got {new_scale}")
             self._scale = float(new_scale)
-        elif not self._found_inf:
+        elif not self._progress:
             raise RuntimeError("No inf checks were recorded prior to update.")
-        elif any(self._found_inf.values()):
+        elif any(progress.found_inf for progress in self._progress):
             self._scale *= self._backoff_factor
             self._growth_tracker = 0
         else:
@@ -225,8 +268,7 @@ class GradScaler:
                 if grown <= _LARGEST:
                     self._scale = grown
                 self._growth_tracker = 0
-        self._stages.clear()
-        self._found_inf.clear()
+        self._progress = []
 
     def get_scale(self) -> float:
         """The scale; 1.0 if the scaler is not enabled."""

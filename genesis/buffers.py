@@ -92,6 +92,16 @@ def given(view: Any) -> Any:
     return view if type(view) is np.ndarray else getattr(view, "owner", view)
 
 
+def owner_of_memory(array: np.ndarray) -> np.ndarray:
+    """The array of whose memory `array` is a view, or the last one if no array owns it."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+        if isinstance(base, memoryview):
+            base = base.obj
+    return array
+
+
 class _Interface:
     """What NumPy makes an array of without looking at its elements."""
 
@@ -186,11 +196,14 @@ def check(array: Any, what: str) -> np.ndarray:
 
 def check_writable(view: np.ndarray, what: str) -> None:
     """Raise ValueError unless every element can be written, each in memory of its own."""
-    if not view.flags.writeable:
+    flags = view.flags
+    if not flags.writeable:
         raise ValueError(
             f"{what} is read-only, but an optimizer updates it in place: give a writable array, "
             "for example array.copy()"
         )
+    if flags.forc:  # contiguous, in either order: nearly all arrays
+        return
     extent = view.itemsize
     for stride, length in sorted(
         (abs(stride), length) for stride, length in zip(view.strides, view.shape) if length > 1
@@ -203,12 +216,19 @@ def check_writable(view: np.ndarray, what: str) -> None:
         extent += stride * (length - 1)
 
 
-def overlapping(views: list[np.ndarray]) -> tuple[int, int] | None:
+def overlapping(
+    views: list[np.ndarray], others: list[np.ndarray] | None = None
+) -> tuple[int, int] | None:
     """The positions of two buffers that share memory, or None.
+
+    The buffers in `others`, whose positions follow those of `views`, may share memory with each
+    other, but not with any of `views`.
 
     Buffers are sorted by address, so that only neighbours whose byte ranges meet are compared
     element by element: a thousand separate arrays cost a few milliseconds, not a million pairs.
     """
+    alone = len(views)
+    views = views + (others or [])
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
     spans = sorted(
         (layout(view).device, *bounds(view), i) for i, view in enumerate(views) if view.size
@@ -217,7 +237,7 @@ def overlapping(views: list[np.ndarray]) -> tuple[int, int] | None:
     for device, start, end, i in spans:
         still_open = [other for other in still_open if other[0] == device and other[1] > start]
         for *_, j in still_open:
-            if np.shares_memory(views[i], views[j]):
+            if min(i, j) < alone and np.shares_memory(views[i], views[j]):
                 return min(i, j), max(i, j)
         still_open.append((device, end, i))
     return None
@@ -302,7 +322,7 @@ def zeroed(array: Any) -> Any:
     if not found.flags.writeable:
         return full(0, found)
     if not isinstance(found, DeviceView):
-        found.fill(0)
+        np.asarray(found).fill(0)  # whatever a subclass makes of it
         return array
     if layout(found).order is None:
         return full(0, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ class SparseGrad:
         indices: the rows, counted along the parameter's first axis: integers, 1-D, not negative, in
             any order. They are copied.
         values: a NumPy array of float64, float32, float16 or bfloat16 with one row for each index,
-            so of shape `(len(indices), *parameter.shape[1:])`. It is shared, not copied.
+            so of shape `(len(indices), *parameter.shape[1:])`. It is shared, not copied: edits of
+            its elements count. A shape or data type that is set on it later does not.
 
     Raises:
-        TypeError: `indices` are no integers, or `values` is no NumPy array of an accepted type.
+        TypeError: `indices` are no integers or masked, or `values` is no NumPy array of an accepted
+            type.
         ValueError: `indices` is not 1-D or has a negative element, or the lengths differ. What does
             not fit a parameter is refused when it is assigned to `parameter.grad`.
 
@@ -50,11 +53,16 @@ class SparseGrad:
                [  0.,   0.]])
     """
 
-    __slots__ = ("_indices", "_largest", "_values")
+    __slots__ = ("_given", "_indices", "_largest", "_resize_guard", "_values")
     __array_ufunc__ = None  # `array + sparse_grad` is an error, not an array of objects
 
     def __init__(self, indices: Any, values: Any):
-        rows = np.asarray(indices)
+        if isinstance(indices, np.ma.MaskedArray):
+            raise TypeError(
+                "the indices of a SparseGrad must be a plain array, but got a masked array: "
+                "take those that count, indices.compressed(), and their rows of the values"
+            )
+        rows = np.array(indices)  # what is checked is what is used, whoever edits the original
         if rows.size == 0 and not isinstance(indices, np.ndarray):
             rows = rows.astype(np.int64)  # [] has no integers that would tell its type
         if rows.dtype.kind not in "iu":
@@ -66,12 +74,17 @@ class SparseGrad:
                 f"the indices of a SparseGrad must be 1-D, but got shape {rows.shape}: "
                 "for a batch, indices.ravel() and values.reshape(-1, ...)"
             )
-        view = buffers.check(values, "the values of a SparseGrad")
-        if isinstance(view, buffers.DeviceView):
+        found = buffers.check(values, "the values of a SparseGrad")
+        if isinstance(found, buffers.DeviceView):
             raise TypeError(
                 "the values of a SparseGrad must be a NumPy array, but got one on "
-                f"{buffers.layout(view).device}: copy it to the host"
+                f"{buffers.layout(found).device}: copy it to the host"
             )
+        # How the values lie is what it is now, whatever becomes of the caller's array: this view is
+        # nobody else's, and NumPy refuses to resize memory while there is a weak reference to the
+        # array that owns it (a view alone has no such effect).
+        self._resize_guard = weakref.ref(buffers.owner_of_memory(found))
+        view = np.ndarray.view(found, np.ndarray)
         if view.ndim == 0 or len(view) != len(rows):
             raise ValueError(
                 f"a SparseGrad must have one row of values for each index, but got {len(rows)} "
@@ -86,26 +99,26 @@ class SparseGrad:
             raise ValueError(f"the index {largest} of a SparseGrad is larger than any array")
         self._largest = largest
         # A kernel goes to the addresses that follow from these: nobody may change them afterwards.
-        self._indices = np.array(rows, np.int64)
-        self._indices.flags.writeable = False
-        self._values = values
+        # An array over bytes cannot be made writable, and others see it through views of their own.
+        self._indices = np.frombuffer(rows.astype(np.int64).tobytes(), np.int64)
+        self._given, self._values = values, view
 
     @property
     def indices(self) -> np.ndarray:
         """The rows, int64, as given; read-only."""
-        return self._indices
+        return self._indices.view()
 
     @property
     def values(self) -> np.ndarray:
         """The array of values, as given."""
-        return self._values
+        return self._given
 
     def coalesced(self) -> SparseGrad:
         """The same gradient with each row once, in ascending order.
 
         Returns:
-            A new `SparseGrad`. Sums are taken in float64 or float32 and then have the dtype of the
-            values.
+            A new `SparseGrad` of float64 or, for values of at most 32 bits, float32: the sum of
+            float16 numbers need be none.
 
         Example:
             >>> import numpy as np, genesis
@@ -117,10 +130,13 @@ class SparseGrad:
         arithmetic = np.float64 if self._values.dtype == np.float64 else np.float32
         sums = np.zeros((len(rows), *self._values.shape[1:]), arithmetic)
         np.add.at(sums, places, self._values.astype(arithmetic))
-        return SparseGrad(rows, sums.astype(self._values.dtype))
+        return SparseGrad(rows, sums)
 
     def to_dense(self, length: int) -> np.ndarray:
         """The gradient as an array of `length` rows, for an optimizer that needs it so.
+
+        Returns:
+            A new array with the dtype that `coalesced` gives its values.
 
         Raises:
             ValueError: an index is not less than `length`.
@@ -130,9 +146,9 @@ class SparseGrad:
             >>> genesis.SparseGrad([3, 0, 3], np.array([1.0, 2.0, 10.0])).to_dense(5)
             array([ 2.,  0.,  0., 11.,  0.])
         """
-        once = self.coalesced()
         self._check_length(length)
-        dense = np.zeros((length, *self._values.shape[1:]), self._values.dtype)
+        once = self.coalesced()
+        dense = np.zeros((length, *self._values.shape[1:]), once._values.dtype)
         dense[once._indices] = once._values
         return dense
 

@@ -45,6 +45,7 @@ CASES = [
     Case("SGD", {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1}),
     Case("Adam", {}),
     Case("Adam", {"lr": 0.01, "betas": (0.3, 0.7), "eps": 1e-3}),
+    Case("Adam", {"lr": 0.01, "betas": (0.5, 0.5), "eps": 1e-3}),
     Case("Adam", {"weight_decay": 0.1}),
     Case("Adam", {"amsgrad": True}),
     Case("Adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),

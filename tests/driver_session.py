@@ -94,7 +94,7 @@ def launch_arguments(dtype):
     driver.fake_watch(26)
     opt.step()
     driver.fake_watch(0)
-    (bucket,) = opt._plans[0].buckets
+    (bucket,) = opt._plans[0].plans[0].buckets
     scalars, chunks = bucket.launch._scalars, bucket.launch._table.chunks
     got = [driver.fake_argument(i) for i in range(26)]
     size = scalars.itemsize

@@ -151,6 +151,8 @@ CASES = [
     Case("default", "ConstantLR", lambda t, lr: lr / 3 if t < 5 else lr),
     Case("long", "ConstantLR", lambda t, lr: lr * 0.25 if t < 90 else lr, factor=0.25, total_iters=90),
     Case("one", "ConstantLR", lambda t, lr: lr, factor=1, total_iters=3),
+    Case("never", "ConstantLR", lambda t, lr: lr / 4, factor=0.25, total_iters=0),
+    Case("never-still", "ConstantLR", lambda t, lr: 0.0, factor=0, total_iters=0),
     Case("default", "LinearLR", lambda t, lr: lr * (1 / 3 + 2 / 3 * min(t, 5) / 5)),
     Case("up", "LinearLR", lambda t, lr: lr * (0.01 + 0.99 * min(t, 37) / 37), start_factor=0.01, total_iters=37),
     Case("down", "LinearLR", lambda t, lr: lr * (1 - 0.9 * min(t, 50) / 50), start_factor=1, end_factor=0.1, total_iters=50),

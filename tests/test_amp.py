@@ -1,8 +1,10 @@
 """Mixed precision: master weights, state types, random rounding, regions and the loss scaler."""
 
 import copy
+import gc
 import math
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -134,6 +136,67 @@ def test_random_rounding_can_be_repeated(small_chunks, num_threads):
         for groups in (False, True):
             np.testing.assert_array_equal(run(number, groups), expected)
     assert not np.array_equal(expected[0], expected[1])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+@pytest.mark.parametrize("first", [2**24, 2**53])
+def test_random_bits_are_others_at_each_update_however_late(first):
+    """float32 counts no further than 2^24, float64 than 2^53."""
+
+    def rounded(step):
+        p = genesis.Parameter(np.ones(256, BFLOAT16))
+        opt = genesis.optim.SGD([p], lr=1e-3, stochastic_rounding=True)
+        opt.state[p] = {"step": step}
+        p.grad = np.ones(256, np.float32)
+        opt.step()
+        assert opt.state[p]["step"] == step + 1
+        return bits(p.data)
+
+    assert not np.array_equal(rounded(first), rounded(first + 1))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+def test_a_momentum_that_is_switched_on_later_begins_with_the_whole_gradient():
+    """With stochastic rounding a step count is there before the momentum is."""
+    p = genesis.Parameter(np.zeros(3, BFLOAT16))
+    opt = genesis.optim.SGD([p], lr=1.0, dampening=0.5, stochastic_rounding=True)
+    p.grad = np.ones(3, BFLOAT16)
+    opt.step()
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.ones(3))
+    opt.step()  # 0.5 * 1 + (1 - 0.5) * 1
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.ones(3))
+    del opt.state[p]["momentum_buffer"]
+    p.grad = np.full(3, 4, BFLOAT16)
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["momentum_buffer"].astype(float), np.full(3, 4.0))
+    assert opt.state[p]["step"] == 4
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="edits through NumPy")
+@halves
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_an_edit_of_a_parameter_with_a_master_counts(half, stochastic):
+    p = genesis.Parameter(np.ones(64, half))
+    options = {"master_weights": True, "stochastic_rounding": stochastic}
+    opt = genesis.optim.SGD([p], lr=0.125, **options)
+    p.grad = np.full(64, 1e-3, half)
+    opt.step()
+    master = opt.state[p]["master"].copy()
+    p.data[5] = 7.0
+    p.data[6] = np.nan
+    opt.step()
+    expected = master - np.float32(0.125) * p.grad.astype(np.float32)
+    untouched = np.delete(np.arange(64), [5, 6])
+    np.testing.assert_array_equal(opt.state[p]["master"][untouched], expected[untouched])
+    assert opt.state[p]["master"][5] == np.float32(7) - np.float32(0.125) * np.float32(p.grad[5])
+    assert np.isnan(opt.state[p]["master"][6])
+    assert np.isnan(float(p.data[6]))
+    p.data = np.full(64, 3.0, half)  # another array is an edit, too
+    p.grad[:] = 0
+    opt.step()
+    np.testing.assert_array_equal(opt.state[p]["master"], np.full(64, 3, np.float32))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the compiled rounding")
@@ -272,7 +335,7 @@ def test_other_types_and_parameters_that_opt_out_are_themselves():
     params.append(parameter(np.ones(3, np.float32), autocast=False))
     with genesis.autocast():
         for p in params:
-            assert p.data is p._data
+            assert p.data is buffers.given(p._view)
     assert copy.deepcopy(params[2])._autocast is False
 
 
@@ -287,6 +350,49 @@ def test_a_step_in_a_region_refreshes_the_copy_in_the_same_pass():
             np.testing.assert_array_equal(host(p.data).astype(float), np.full(3, expected))
     np.testing.assert_array_equal(p.numpy(), np.full(3, 0.5, np.float32))
     assert opt.state == {}
+
+
+def test_threads_in_regions_of_different_types_do_not_see_each_others_copies():
+    p = parameter(np.full(3, 1.001, np.float32))
+    opt = genesis.optim.SGD([p], lr=1.0)
+    p.grad = on_device(np.full(3, 1.0, np.float32))
+    entered, looked, stepped = threading.Event(), threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with genesis.autocast("float16"):
+            seen.append(p.data)
+            entered.set()
+            looked.wait(10)
+            seen.append(p.data)
+            stepped.wait(10)
+            seen.append(p.data)
+
+    thread = threading.Thread(target=other)
+    with genesis.autocast("bfloat16"):
+        mine = p.data
+        thread.start()
+        assert entered.wait(10)
+        np.testing.assert_array_equal(host(mine).astype(float), np.ones(3))
+        assert host(p.data).dtype == BFLOAT16
+        looked.set()
+        opt.step()
+        stepped.set()
+        thread.join()
+        np.testing.assert_allclose(host(p.data).astype(float), np.full(3, 0.001), rtol=4e-3)
+    assert [host(copy).dtype for copy in seen] == [np.float16] * 3
+    np.testing.assert_allclose(host(seen[2]).astype(float), np.full(3, 0.001), rtol=1e-3)
+
+
+def test_averages_in_a_region_are_those_of_the_last_update():
+    p = parameter(np.ones(3, np.float32))
+    mean = genesis.optim.swa_utils.AveragedParameters([p])
+    with genesis.autocast("bfloat16"):
+        (average,) = mean.averages
+        for value, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0)):
+            p.data = on_device(np.full(3, value, np.float32))
+            mean.update()
+            np.testing.assert_array_equal(host(average.data).astype(float), np.full(3, expected))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="edits through NumPy")
@@ -375,13 +481,42 @@ def test_a_step_uses_unscaled_gradients_and_writes_none():
     p, opt, scaler = scaled()
     assert scaler.scale(2.0) == 16.0
     assert scaler.scale([1, (2.0, np.float32(3))]) == [8, (16.0, 24.0)]
-    assert scaler.scale(np.float16(3)).dtype == np.float64 or scaler.scale(np.float16(3)) == 24
     p.grad = on_device(np.array(GOOD, np.float16))
     assert scaler.step(opt) is opt
     scaler.update()
     np.testing.assert_allclose(p.numpy(), [0.9, 0.8], rtol=1e-6)
     np.testing.assert_array_equal(host(p.grad), np.array(GOOD, np.float16))
     assert opt.grad_norm == pytest.approx(math.hypot(1, 2))
+
+
+class Losses(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(np.float16, np.float32), (BFLOAT16, np.float32), (np.float32,) * 2, (np.float64,) * 2],
+)
+def test_a_scaled_loss_is_at_least_float32_and_finite(dtype, expected):
+    scaler = GradScaler()  # whose scale, 65536, is no float16
+    kind = np.dtype(dtype).type
+    for loss in (kind(1.5), np.array(1.5, dtype), np.array([[1.5], [-2]], dtype)):
+        scaled = scaler.scale(loss)
+        assert scaled.dtype == expected
+        np.testing.assert_array_equal(scaled, np.asarray(loss, np.float64) * 65536)
+    nested = scaler.scale([Losses(kind(1), (2.0, 3)), (np.float64(1) / 3,)])
+    assert type(nested[0]) is Losses
+    assert nested[0].first.dtype == expected
+    assert nested == [(65536.0, (131072.0, 196608.0)), (65536 / 3,)]
+    assert type(nested[0].second[0]) is float
+
+
+def test_a_float16_loss_is_scaled_as_torch_does():
+    torch = pytest.importorskip("torch")
+    theirs = torch.amp.GradScaler("cpu").scale(torch.tensor(1.5, dtype=torch.float16))
+    assert theirs.dtype == torch.float32
+    assert GradScaler().scale(np.float16(1.5)) == theirs.item()
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
@@ -418,6 +553,49 @@ def test_a_step_with_inf_or_nan_changes_nothing(bad, unscale):
         else:
             assert opt.state[params[0]]["step"] == 1
     assert scaler.get_scale() == 2.0
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor", "Muon"])
+def test_finite_gradients_whose_squares_overflow_are_no_reason_to_skip(name, unscale):
+    if DEVICE != "cpu" and name in ("Adafactor", "Muon"):
+        pytest.skip(f"{name} works on the CPU only")
+    for dtype, size in ((np.float64, 1e200), (np.float64, 1.7e308), (np.float32, 1e30)):
+        p = parameter(np.ones((2, 2), dtype))
+        opt = getattr(genesis.optim, name)([p], lr=0.0 if unscale else 0.1, weight_decay=0.0)
+        scaler = GradScaler(1.0)
+        p.grad = on_device(np.full((2, 2), size, dtype))
+        if unscale:
+            scaler.unscale_(opt)
+            scaler.step(opt)
+        else:
+            scaler.step(opt, max_norm=1.0)
+        assert not opt.step_skipped
+        scaler.update()
+        assert scaler.get_scale() == 1.0
+        if not unscale:
+            assert np.all(np.isfinite(p.numpy()))
+        if not unscale and size != 1.7e308:  # 3.4e308 is inf, and clips to 0 as in torch
+            assert opt.grad_norm == pytest.approx(2 * size, rel=1e-6)
+            assert np.all(p.numpy() != 1)
+        for bad in (math.inf, math.nan):
+            grad = np.full((2, 2), size, dtype)
+            grad[1, 0] = bad
+            p.grad = on_device(grad)
+            if unscale:
+                scaler.unscale_(opt)
+            scaler.step(opt)
+            assert opt.step_skipped
+            scaler.update(1.0)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU reads gradients in the parameter's type")
+def test_a_gradient_that_the_parameters_type_cannot_hold_is_skipped():
+    p = parameter(np.ones(2, np.float32))
+    opt = genesis.optim.SGD([p], lr=0.1)
+    p.grad = np.array([1e200, 1.0])
+    assert GradScaler(8.0).step(opt) is None
+    np.testing.assert_array_equal(p.data, [1, 1])
 
 
 def test_clipping_after_unscaling():
@@ -499,6 +677,52 @@ def test_calls_out_of_order_are_refused():
     with pytest.raises(ValueError, match="FP16"):
         scaler.unscale_(opt)
     np.testing.assert_array_equal(host(p.grad), np.array(GOOD, np.float16))
+
+
+def test_lbfgs_is_refused_by_name_and_with_what_to_do():
+    p = genesis.Parameter(np.ones(2))
+    opt, scaler = genesis.optim.LBFGS([p]), GradScaler()
+    p.grad = np.ones(2)
+    said = r"GradScaler does not support LBFGS: .* Call optimizer.step\(closure\)"
+    for call in (scaler.unscale_, scaler.step, lambda opt: scaler.step(opt, lambda: 1.0)):
+        with pytest.raises(RuntimeError, match=said):
+            call(opt)
+    np.testing.assert_array_equal(p.grad, np.ones(2))
+    with pytest.raises(RuntimeError, match="No inf checks"):
+        scaler.update()
+    assert GradScaler(enabled=False).step(opt, lambda: 1.0) == 1.0
+
+
+def test_what_is_no_optimizer_is_refused():
+    for bad in (None, parameter(np.ones(2)), [parameter(np.ones(2))], genesis.optim.SGD):
+        for call in (GradScaler().unscale_, GradScaler().step):
+            with pytest.raises(TypeError, match=r"needs an optimizer of genesis\.optim, but got"):
+                call(bad)
+
+
+def test_a_new_optimizer_is_not_taken_for_one_that_is_gone():
+    scaler = GradScaler(8.0)
+    for bad in (True, *(False,) * 20):  # CPython gives the memory of the last one to the next
+        p = parameter(np.ones(2, np.float32))
+        opt = genesis.optim.SGD([p], lr=0.1)
+        p.grad = on_device(np.array(BAD if bad else GOOD, np.float32))
+        scaler.step(opt)
+        assert opt.step_skipped == bad
+        del p, opt
+        gc.collect()
+    scaler.update()
+    assert scaler.get_scale() == 4.0  # the first one counts, though it is gone
+
+
+def test_a_scaler_copied_between_unscaling_and_step_knows_the_copy():
+    p, opt, scaler = scaled()
+    p.grad = on_device(np.array(GOOD, np.float32))
+    scaler.unscale_(opt)
+    other, its_scaler = copy.deepcopy((opt, scaler))
+    its_scaler.step(other)
+    np.testing.assert_allclose(other.param_groups[0]["params"][0].numpy(), [0.9, 0.8], rtol=1e-6)
+    with pytest.raises(RuntimeError, match="already been called since the last update"):
+        its_scaler.step(other)
 
 
 def test_without_a_scaler_everything_is_as_it_was():

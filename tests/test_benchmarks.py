@@ -216,3 +216,18 @@ def test_the_command_line_lists_workloads():
     )
     assert done.returncode == 0, done.stderr
     assert "step/AdamW/resnet50" in done.stdout
+
+
+def test_schedulers_take_turns_with_torch(suite):
+    """One that ends early and one that takes a metric: both are stepped no further than they go."""
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import schedulers
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    for kind in ("OneCycleLR-short", "ReduceLROnPlateau-noise", "SequentialLR-linear-one"):
+        case = next(case for case in schedulers.CASES if repr(case) == kind)
+        took = schedulers.contest(case, rounds=2)
+        assert set(took) == {"genesis", "torch"}
+        assert all(0 < figure < 1e6 for figure in took.values())

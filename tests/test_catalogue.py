@@ -3,6 +3,7 @@
 import inspect
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,186 @@ def test_refuses_impossible_hyper_parameters(name, hyper, said):
     with pytest.raises((ValueError, TypeError), match=said):
         opt.load_state_dict(saved)
     assert opt.state_dict()["param_groups"] == optimizer([p]).state_dict()["param_groups"]
+
+
+IMPOSSIBLE = [
+    (float("inf"), ValueError),
+    (-float("inf"), ValueError),
+    (np.float64("inf"), ValueError),
+    (NAN, ValueError),
+    (10**400, ValueError),  # no float
+    (True, TypeError),
+    (False, TypeError),
+    (np.True_, TypeError),
+    (np.array(0.5), TypeError),
+    (np.array([0.5]), TypeError),
+    (genesis.Parameter(np.array(0.5)), TypeError),
+    (0.5j, TypeError),
+    ("0.5", TypeError),
+]
+INFINITE = {("ASGD", "t0"), ("Adafactor", "d"), ("Rprop", "step_sizes", 1)}
+"""Where infinity says something: never average, never clip, no largest step."""
+
+
+COUNTS = "ns_steps", "max_iter", "max_eval", "history_size"
+
+
+def numbers_of(name):
+    """Where an optimizer takes a number, other than a count: a key, and perhaps a place in a tuple."""
+    defaults = make_any(name, any_parameter()).defaults
+    for key, value in defaults.items():
+        if isinstance(value, (tuple, list)):
+            yield from ((key, i) for i in range(len(value)) if value[i] is not None)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in COUNTS:
+            yield (key,)
+
+
+def any_parameter():
+    return genesis.Parameter(np.ones((3, 2)))
+
+
+def make_any(name, params, **hyper):
+    required = {"lr": 0.1} if name == "SGD" else {}
+    params = [params] if isinstance(params, genesis.Parameter) else params
+    return getattr(optim, name)(params, **{**required, **hyper})
+
+
+def with_bad(default, place, bad):
+    """A hyper-parameter's value, `bad` or with `bad` at a place in it."""
+    if not place:
+        return bad
+    return tuple(bad if i == place[0] else value for i, value in enumerate(default))
+
+
+EVERY = sorted({*OPTIMIZERS, "SparseAdam", "Adafactor", "Muon", "LBFGS"})
+each_number = pytest.mark.parametrize(
+    ("name", "where"), [(name, where) for name in EVERY for where in numbers_of(name)], ids=str
+)
+
+
+def refusal(error, call):
+    with pytest.raises(error) as caught:
+        call()
+    return str(caught.value)
+
+
+@each_number
+def test_the_same_is_impossible_everywhere_and_is_said_in_the_same_words(name, where):
+    p, q = any_parameter(), any_parameter()
+    key, *place = where
+    opt = make_any(name, p)
+    default = opt.defaults[key]
+    saved = opt.state_dict()
+    for bad, error in IMPOSSIBLE:
+        if (name, *where) in INFINITE and isinstance(bad, float) and bad == float("inf"):
+            continue
+        hyper = {key: with_bad(default, place, bad)}
+        said = refusal(error, partial(make_any, name, p, **hyper))
+        shown = str(bad).lstrip("-") if key == "beta2_decay" else str(bad)  # -beta2_decay is named
+        assert said.startswith("Invalid ")
+        assert shown in said or repr(bad) in said
+        assert ", expected" in said
+        loaded = {**saved, "param_groups": [{**saved["param_groups"][0], **hyper}]}
+        ways = [
+            partial(make_any, name, [{"params": p, **hyper}]),
+            partial(opt.load_state_dict, loaded),
+        ]
+        if name != "LBFGS":  # which takes one group only
+            ways.append(partial(opt.add_param_group, {"params": q, **hyper}))
+        for way in ways:
+            assert said in refusal(error, way)
+    assert len(opt.param_groups) == 1
+    assert opt.state_dict() == saved
+
+
+def take_a_step(name, opt, p):
+    p.grad = np.full((3, 2), 0.5)
+    if name == "SparseAdam":
+        p.grad = genesis.SparseGrad(np.arange(3), p.grad)
+    opt.step(*[lambda: 1.0] * (name == "LBFGS"))
+
+
+@each_number
+@pytest.mark.parametrize("stepped", [False, True])
+def test_the_step_refuses_the_same_before_anything_is_written(name, where, stepped):
+    p, q = any_parameter(), any_parameter()
+    key, *place = where
+    opt = make_any(name, [p] if name == "LBFGS" else [{"params": [q]}, {"params": [p]}])
+    default = opt.defaults[key]
+    if stepped:
+        take_a_step(name, opt, p)
+    before, saved = p.data.copy(), opt.state_dict()["state"]
+    for bad, error in IMPOSSIBLE:
+        if (name, *where) in INFINITE and isinstance(bad, float) and bad == float("inf"):
+            continue
+        said = refusal(error, partial(make_any, name, q, **{key: with_bad(default, place, bad)}))
+        opt.param_groups[-1][key] = with_bad(default, place, bad)
+        assert said in refusal(error, partial(take_a_step, name, opt, p))
+        np.testing.assert_array_equal(p.data, before)
+        np.testing.assert_equal(opt.state_dict()["state"], saved)
+    if not place:
+        del opt.param_groups[-1][key]
+        said = refusal(ValueError, partial(take_a_step, name, opt, p))
+        assert f"it has no {key!r}, set group[{key!r}]" in said
+    opt.param_groups[-1][key] = default
+    take_a_step(name, opt, p)
+    assert np.all(p.data != before)
+
+
+@each_number
+def test_numpys_scalars_are_numbers(name, where):
+    key, *place = where
+    default = make_any(name, any_parameter()).defaults[key]
+    value = default[place[0]] if place else default
+    kind = np.float64 if isinstance(value, float) else np.int64
+    make_any(name, any_parameter(), **{key: with_bad(default, place, kind(value))})
+
+
+def test_infinity_is_taken_where_it_says_something():
+    inf = float("inf")
+    for name, hyper in [
+        ("ASGD", {"t0": inf}),
+        ("Adafactor", {"d": inf}),
+        ("Rprop", {"step_sizes": (1e-6, inf)}),
+        ("Rprop", {"step_sizes": [0, np.float32(inf)]}),
+    ]:
+        p = any_parameter()
+        opt = make_any(name, p, **hyper)
+        p.grad = np.ones((3, 2))
+        opt.step().step().step()
+        assert np.all(np.isfinite(p.data))
+        assert np.all(p.data < 1)
+    p = any_parameter()
+    opt = make_any("ASGD", p, t0=inf)
+    p.grad = np.ones((3, 2))
+    opt.step().step().step()
+    np.testing.assert_array_equal(opt.state[p]["ax"], p.data)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_flags_and_choices_are_refused_in_the_same_words(name):
+    p = any_parameter()
+    opt = make_any(name, p)
+    saved = opt.state_dict()
+    flags = [key for key, value in opt.defaults.items() if isinstance(value, bool)]
+    choices = [key for key in ("adjust_lr_fn", "line_search_fn") if key in opt.defaults]
+    options = [] if name in ("Adafactor", "Muon", "LBFGS") else ["master_weights", "state_dtype"]
+    counts = [key for key in COUNTS if key in opt.defaults]
+    for keys, values in [
+        (flags + options[:1], (1, 0.0, None, "yes", np.ones(()), [True])),
+        (choices + options[1:], (1, b"x", ["original"], {"a": 1}, np.ones(2), np.float32)),
+        (counts, (True, np.True_, 2.0, "3", -1, NAN, np.ones((), int))),
+    ]:
+        for key in keys:
+            for bad in values:
+                group = {**saved["param_groups"][0], key: bad}
+                new = partial(make_any, name, p, **{key: bad})
+                in_a_group = partial(make_any, name, [{"params": p, key: bad}])
+                loading = partial(opt.load_state_dict, {**saved, "param_groups": [group]})
+                said = refusal((TypeError, ValueError), new)
+                assert "expected" in said or "supported" in said
+                assert said in refusal((TypeError, ValueError), in_a_group)
+                assert said in refusal((TypeError, ValueError), loading)
 
 
 # ---- state ----

@@ -9,9 +9,14 @@ import json
 import math
 import os
 import random
+import socket
 import struct
+import subprocess
+import sys
+import textwrap
 import time
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +25,15 @@ import safetensors.numpy
 from safetensors import safe_open
 
 import genesis.checkpoint
-from genesis.checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
+from genesis.checkpoint import (
+    CheckpointError,
+    codec,
+    file_format,
+    load,
+    load_checkpoint,
+    save,
+    save_checkpoint,
+)
 from genesis.parameter import Parameter
 
 DTYPES = [np.dtype(code) for code in "?bhilBHILefd"] + [np.dtype(ml_dtypes.bfloat16)]
@@ -461,7 +474,7 @@ def test_objects_that_contain_themselves(tmp_path):
 
 
 def test_more_structure_than_a_header_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(genesis.checkpoint, "_MAX_HEADER", 10_000)
+    monkeypatch.setattr(file_format, "_MAX_HEADER", 10_000)
     with pytest.raises(ValueError, match="keep long lists of numbers as arrays"):
         save(list(range(10_000)), tmp_path / "run")
     assert os.listdir(tmp_path) == []
@@ -730,7 +743,7 @@ HOSTILE = {
         {"structure": {"$dict": [[{"$tuple": [A]}, 1]]}, "tensors": tensor(), "data": bytes(4)},
         "malformed key",
     ),
-    "tuple of null as a key": ({"structure": {"$dict": [[{"$tuple": None}, 1]]}}, "malformed key"),
+    "tuple of null as a key": ({"structure": {"$dict": [[{"$tuple": None}, 1]]}}, "malformed tuple"),
     "missing tensor": ({"structure": {"x": {"$tensor": "b"}}}, "missing tensor 'b'"),
     "metadata as a tensor": ({"structure": {"$tensor": "__metadata__"}}, "missing tensor"),
     "tensor by number": ({"structure": {"$tensor": 0}}, "missing tensor"),
@@ -777,9 +790,298 @@ def test_hostile_files_are_refused_quickly_with_little_memory(case, path):
     finally:
         tracemalloc.stop()
     assert elapsed < 1.5
-    # The text of the header as bytes, text and values; above that, next to nothing.
-    assert peak < 500_000 + 12 * size
+    assert peak < 500_000 + 4 * size
     assert len(str(caught.value)) < 500 + len(path)
+
+
+# Files whose size hides how much there is to do.
+
+PRIME = 2**61 - 1  # the hash of an int is its remainder
+
+
+def keyed(keys):
+    return '{"$dict":[' + ",".join(f"[{key},0]" for key in keys) + "]}"
+
+
+def traced_load(path):
+    """What is loaded, and how much memory was in use for it at most."""
+    tracemalloc.start()
+    try:
+        loaded = load(path)
+        return loaded, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def empty_tensors(n, shape="[0]"):
+    """A file of n tensors without elements."""
+    return {
+        "structure": "[" + ",".join(f'{{"$tensor":"{i}"}}' for i in range(n)) + "]",
+        "tensors": "".join(tensor(f"{i}", "U8", shape, "[0,0]") for i in range(n)),
+    }
+
+
+DENSE = {
+    "ints of one hash": (
+        {"structure": keyed(f'{{"$int":"{hex(i * PRIME)}"}}' for i in range(1, 6000))},
+        "too many keys of one hash",
+    ),
+    "short ints of one hash": (
+        {"structure": keyed(i * PRIME for i in range(1, 6000))}, "too many keys of one hash"
+    ),
+    "ints of one hash in several dicts": (
+        {"structure": "[" + ",".join([keyed(i * PRIME for i in range(1, 1000))] * 21) + "]"},
+        "too many keys of one hash",
+    ),
+    "tuples of one hash": (  # -1 and -2 have one hash
+        {"structure": keyed(
+            '{"$tuple":[' + ",".join(f"-{1 + (i >> bit & 1)}" for bit in range(12)) + "]}"
+            for i in range(1500)
+        )},
+        "too many keys of one hash",
+    ),
+    "long tuples of one hash": (
+        {"structure": keyed(
+            '{"$tuple":[' + "7," * 500 + ",".join(f"-{1 + (i >> bit & 1)}" for bit in range(8)) + "]}"
+            for i in range(256)
+        )},
+        "too many keys of one hash",
+    ),
+    "empty lists": ({"structure": "[" + "[]," * 300_000 + "0]"}, "4 times the file's size"),
+    "lists of one": ({"structure": "[" + "[0]," * 250_000 + "0]"}, "4 times the file's size"),
+    "lists in lists": (
+        {"structure": "[" + ("[" * 50 + "]" * 50 + ",") * 9000 + "0]"}, "4 times the file's size"
+    ),
+    "empty dicts": ({"structure": "[" + "{}," * 270_000 + "0]"}, "4 times the file's size"),
+    "dicts of one": ({"structure": "[" + '{"a":1},' * 100_000 + "0]"}, "4 times the file's size"),
+    "one wide dict": (
+        {"structure": "{" + ",".join(f'"{i:x}":1' for i in range(100_000)) + "}"},
+        "4 times the file's size",
+    ),
+    "very many lists": ({"structure": "[" + "[]," * 2_000_000 + "0]"}, "parts that a checkpoint"),
+    "very many dicts": ({"structure": "[" + "{}," * 300_000 + "0]"}, "parts that a checkpoint"),
+    "very many backslashes": ({"structure": '"' + "\\" * 12_000_000 + '"'}, "parts that a check"),
+    "empty tensors": (empty_tensors(60_000), "4 times the file's size"),
+    "tensors of many axes": (
+        empty_tensors(25_000, "[" + "0," * 63 + "0]"), "4 times the file's size"
+    ),
+    "lists in the place of a tensor": (
+        {"tensors": ',"a":[' + "[]," * 1_000_000 + "0]"}, "header is malformed"
+    ),
+    "a long name": ({"tensors": ',"' + "x" * 5_000_000 + '":0'}, "tensor 'x*'... is malformed|mal"),
+    "a long escaped name": ({"tensors": ',"' + "\\n" * 2_500_000 + '":0'}, "malformed"),
+    "a wide name": ({"tensors": ',"' + "x" * 5_000_000 + '\\ud83d\\ude42":0'}, "malformed"),
+    "a wide text": (
+        {"structure": '"' + "x" * 8_000_000 + '\\ud83d\\ude42"'}, "4 times the file's size"
+    ),
+    "a wide text by another way": (
+        {"metadata": ',"format":"genesis 1","structure":"\'' + "x" * 500_000 + '\\ud83d\\ude42"'},
+        "escapes that genesis.save does not write",
+    ),
+    "a huge int in the place of a float": (
+        {"structure": '{"$float":{"$int":"0x' + "f" * 1_000_000 + '"}}'}, "malformed float an int"
+    ),
+    "lists in the place of a float": (
+        {"structure": '{"$float":[[' + "1," * 100_000 + "1]]}"}, "malformed float .a list"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_files_that_ask_for_too_much_are_refused(case, path):
+    content, message = DENSE[case]
+    forge(path, **content)
+    size = os.path.getsize(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Keys and axes are known only one by one, and those before may take the spare memory.
+    spare = 16 << 20 if "one hash" in message or "axes" in case else 1_500_000
+    assert peak < spare + 4 * size
+    assert len(str(caught.value)) < 500 + len(path)
+
+
+def test_too_much_is_refused_before_it_is_parsed(path, monkeypatch):
+    """The time that 90 MB of lists took was the parser's and that of the objects it made."""
+
+    def parse_json(*_):
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr(codec, "parse_json", parse_json)
+    for structure in ("[" + "[]," * 30_000_000 + "0]", "[" + "[]," * 300_000 + "0]"):
+        forge(path, structure)
+        with pytest.raises(CheckpointError, match=r"4 times the file's size|parts that"):
+            load(path)
+
+
+KINDS = {
+    "ints": "[" + "1000," * 50_000 + "0]",
+    "floats": "[" + "1.5," * 50_000 + "0]",
+    "texts": "[" + '"ab",' * 50_000 + "0]",
+    "one text": '"' + "ab" * 500_000 + '"',
+    "one text with escapes": '"' + "ab\\n" * 200_000 + '"',
+    "one text of two bytes": '"' + "ab" * 500_000 + '\\u6f22"',
+    "one text of four bytes": '"' + "ab" * 500_000 + '\\ud83d\\ude42"',
+    "one text in hexadecimal": '{"$str":"' + "61" * 500_000 + 'f09f9982"}',
+    "a huge int": '{"$int":"0x' + "f" * 1_000_000 + '"}',
+    "empty lists": "[" + "[]," * 50_000 + "0]",
+    "lists of one": "[" + "[0]," * 50_000 + "0]",
+    "lists of five": "[" + "[0,0,0,0,0]," * 20_000 + "0]",
+    "nested lists": "[" + ("[" * 50 + "]" * 50 + ",") * 1000 + "0]",
+    "tuples": "[" + '{"$tuple":[1]},' * 50_000 + "0]",
+    "empty dicts": "[" + "{}," * 50_000 + "0]",
+    "dicts of one": "[" + '{"a":1},' * 50_000 + "0]",
+    "dicts of one other key": "[" + ",".join(f'{{"{i:x}":1}}' for i in range(50_000)) + "]",
+    "dicts of six": "[" + '{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1},' * 10_000 + "0]",
+    **{
+        f"dict of {n}": "{" + ",".join(f'"{i:x}":1' for i in range(n)) + "}"
+        for n in (10_000, 43_000, 43_700, 44_000, 60_000, 87_000, 88_000)
+    },
+    **{f"dict of {n} ints": keyed(range(1000, 1000 + n)) for n in (10_000, 43_700, 60_000, 88_000)},
+    "dict of tuples": keyed(f'{{"$tuple":[{i},{i}]}}' for i in range(30_000)),
+    "random numbers": "[" + '{"$float":"7ff0000000000000"},' * 20_000 + "0]",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_memory_is_used_than_was_foreseen(kind, path, monkeypatch):
+    monkeypatch.setattr(file_format, "_SPARE", 1 << 40)
+    forge(path, KINDS[kind])
+    load(path)
+    loaded, peak = traced_load(path)
+    del loaded
+    structure = KINDS[kind].encode()
+    foreseen = max(os.path.getsize(path) + len(structure) * 9 // 8, codec.memory(structure))
+    assert peak < foreseen + 300_000
+
+
+@pytest.mark.parametrize("shape", ["[0]", "[]", "[" + "0," * 31 + "0]"])
+def test_no_more_memory_is_used_for_tensors_than_was_foreseen(shape, path):
+    content = empty_tensors(5000, shape)
+    if shape == "[]":
+        for i in range(5000):
+            content["tensors"] = content["tensors"].replace("[0,0]", f"[{i},{i + 1}]", 1)
+        content["data"] = bytes(5000)
+    forge(path, **content)
+    loaded, peak = traced_load(path)
+    assert len(loaded) == 5000
+    structure = content["structure"].encode()
+    tensors = 5000 * (400 + 4 * 4 + 16 * loaded[0].ndim)
+    foreseen = max(os.path.getsize(path) + len(structure) * 9 // 8, codec.memory(structure))
+    assert peak < foreseen + tensors + 300_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [[] for _ in range(20_000)],
+        lambda: [{"step": i, "loss": i / 7} for i in range(20_000)],
+        lambda: {f"word {i}": i for i in range(20_000)},
+        lambda: {i: (i, None) for i in range(20_000)},
+        lambda: list(range(50_000)),
+        lambda: "x" * 100_000 + "🙂",
+        lambda: [np.ones(0, np.int8) for _ in range(5000)],
+        lambda: {"é\0\n" * 50 + str(i): np.ones((1,) * 32) for i in range(1000)},
+        lambda: [Parameter(np.ones(1, np.float32)) for _ in range(2000)],
+    ],
+    ids="lists records words ints-as-keys ints text tensors names parameters".split(),
+)
+def test_what_save_writes_takes_four_times_its_size_without_the_spare(make, path, monkeypatch):
+    """The file is made longer where that is needed, and by no more than that."""
+    obj = make()
+    monkeypatch.setattr(file_format, "_SPARE", 0)
+    save(obj, path)
+    loaded, peak = traced_load(path)
+    size = os.path.getsize(path)
+    assert_same(loaded, obj)
+    assert peak < 4 * size + 500_000
+    assert len(safetensors.numpy.load_file(path)) == sum(
+        isinstance(value, (np.ndarray, Parameter))
+        for value in (obj.values() if isinstance(obj, dict) else obj)
+    )
+    with open(path, "rb") as file:
+        content = file.read()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    if (spaces := len(header) - len(header.rstrip())) > 8:
+        shorter = header.rstrip() + b" " * (spaces - 16)
+        digits = header[29:93]
+        forge(
+            path,
+            header=shorter.replace(digits, b"0" * 64).decode(),
+            data=content[8 + len(header) :],
+        )
+        with pytest.raises(CheckpointError, match="4 times the file's size"):
+            load(path)
+
+
+def test_the_limits_hold_for_save_too(path, monkeypatch):
+    keys = {i * PRIME: 0 for i in range(1, 6000)}
+    with pytest.raises(ValueError, match=r"obj\['x'\]: too many keys of one hash"):
+        save({"x": keys}, path)
+    grid = {(x, y, z): 0 for x in range(-9, 9) for y in range(-9, 9) for z in range(-9, 9)}
+    save(grid, path)
+    assert load(path) == grid
+    few = {i * PRIME: 0 for i in range(1, 4000)}
+    save(few, path)
+    assert load(path) == few
+    before = os.stat(path)
+    monkeypatch.setattr(codec, "MAX_PARTS", 1000)
+    shared = [0]
+    for _ in range(60):
+        shared = [shared, shared]
+    with pytest.raises(ValueError, match="more than 1000 values; keep long lists"):
+        save(shared, path)
+    for obj in (["a,b"] * 500, [{}] * 112, [np.ones(1)] + [np.ones(0) for _ in range(50)]):
+        with pytest.raises(ValueError, match="and a checkpoint has room for 1000"):
+            save(obj, path)
+    assert os.stat(path) == before
+
+
+def test_ten_thousand_tensors(path):
+    """As many as a large model with its optimizer has, in a file that is not padded for them."""
+    state = {f"layers.{i}.weight": {"exp_avg": np.ones(3), "step": 7} for i in range(10_000)}
+    save(state, path)
+    assert_same(load(path), state)
+    with open(path, "rb") as file:
+        header = file.read(8 + int.from_bytes(file.read(8), "little"))
+    assert len(header) - len(header.rstrip()) < 8
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_only_regular_files_are_read(tmp_path):
+    """In a process of its own, which would wait for ever for somebody to write to the FIFO."""
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to("fifo")
+    code = """
+        import os, sys
+        from genesis.checkpoint import CheckpointError, load, load_checkpoint
+        os.chdir(sys.argv[1])
+        for path in ("fifo", "link", "socket", "/dev/null", "/dev/zero"):
+            try:
+                (load_checkpoint if path == "link" else load)(path)
+            except CheckpointError as error:
+                print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.splitlines() == [
+        "cannot load 'fifo': it is no regular file but a FIFO",
+        "cannot load 'link': it is no regular file but a FIFO",
+        "cannot load 'socket': it is no regular file but a socket",
+        "cannot load '/dev/null': it is no regular file but a device",
+        "cannot load '/dev/zero': it is no regular file but a device",
+    ], result.stderr
 
 
 def test_no_mutation_of_the_structure_escapes(path):

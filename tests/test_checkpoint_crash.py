@@ -1,8 +1,10 @@
 """What a save leaves on the disk when it is killed, fails, or meets another; and what it costs."""
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import genesis.checkpoint
-from genesis.checkpoint import CheckpointError, load, save
+from genesis import regions
+from genesis.checkpoint import CheckpointError, atomic_file, file_format, load, save
 from genesis.parameter import Parameter
+from genesis.regions import autocast
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,6 +103,161 @@ def test_kill_9_at_random_moments(kills, path):
     assert files_beside(path) == []
 
 
+# Interrupted.
+
+
+class AlarmError(Exception):
+    """What somebody's signal handler raises."""
+
+
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, AlarmError, TimeoutError)  # the last is an OSError
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+
+
+def interrupt_at(moment, error, module):
+    """A trace function that raises before the bytecode of this number in a module's functions.
+
+    That is where a signal handler's exception comes from, too.
+    """
+    passed = 0
+
+    def trace(frame, event, _):
+        nonlocal passed
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            if passed == moment:
+                passed += 1
+                raise error
+            passed += 1
+        return trace
+
+    return trace, lambda: passed > moment
+
+
+@needs_proc
+@pytest.mark.parametrize("old", [False, True])
+def test_an_exception_before_any_bytecode(old, path):
+    """All moments of the module that opens files, one after the other, and a leftover to sweep."""
+    before = descriptors()
+    moment = leftovers = new = 0
+    interrupted = True
+    while interrupted:
+        for file in [path, *(Path(path).parent / name for name in files_beside(path))]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
+        if old:
+            save("old", path)
+        leftover(path)
+        error = INTERRUPTIONS[moment % len(INTERRUPTIONS)]
+        trace, raised = interrupt_at(moment, error(), atomic_file)
+        sys.settrace(trace)
+        try:
+            save("new", path)
+        except INTERRUPTIONS as exception:
+            sys.settrace(None)
+            caught = type(exception)
+        else:
+            sys.settrace(None)
+            caught = None
+        interrupted = raised()
+        assert caught is (error if interrupted else None)
+        assert descriptors() == before, moment
+        if old or os.path.exists(path):
+            state = load(path)
+            assert state in (("old", "new") if old else ("new",))
+            new += interrupted and state == "new"
+        leftovers += len(files_beside(path))
+        save("next", path)
+        assert load(path) == "next"
+        assert files_beside(path) == [], moment
+        moment += 1 if old else 5  # most moments are the same
+    print(f"{moment} moments: {new} after the rename, {leftovers} left a file")
+    assert moment > 300
+    assert new > 5
+    assert leftovers > 5
+
+
+@needs_proc
+@pytest.mark.parametrize("interrupts", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_exceptions_from_an_alarm_at_random_moments(interrupts, path):
+    rng = random.Random(interrupts)
+    before = descriptors()
+    state = {"number": 0, "a": np.zeros(20_000), "b": [Parameter(np.ones(3)) for _ in range(20)]}
+    save(state, path)
+    begin = time.perf_counter()
+    save(state, path)
+    horizon = 1.2 * (time.perf_counter() - begin)
+    error = None
+
+    def handler(*_):
+        raise error
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    raised = written = 0
+    number = 0
+    try:
+        for _ in range(interrupts):
+            state["number"] += 1
+            state["a"][:] = state["number"]
+            error = rng.choice(INTERRUPTIONS)()
+            caught = None
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, horizon))
+                save(state, path)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except BaseException as exception:
+                caught = exception
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert caught is None or caught is error
+            loaded = load(path)
+            assert loaded["number"] in (number, state["number"])
+            assert (loaded["a"] == loaded["number"]).all()
+            assert caught is not None or loaded["number"] == state["number"]
+            raised += caught is not None
+            written += caught is not None and loaded["number"] == state["number"]
+            number = loaded["number"]
+            assert descriptors() == before
+            assert len(files_beside(path)) <= 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    print(f"{interrupts} alarms: {raised} interrupted a save, {written} of them after the rename")
+    assert raised > interrupts / 4
+    save(state, path)
+    assert files_beside(path) == []
+
+
+def test_an_interrupted_save_leaves_the_region(path):
+    """At each bytecode of what takes the save out of the caller's region of autocast."""
+    moment = 0
+    interrupted = True
+    parameter = Parameter(np.ones(3, np.float32))
+    while interrupted:
+        trace, raised = interrupt_at(moment, KeyboardInterrupt(), regions)
+        with autocast("bfloat16"):
+            sys.settrace(trace)
+            try:
+                save([parameter], path)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            assert parameter.dtype == "bfloat16"
+        assert parameter.dtype == np.float32
+        interrupted = raised()
+        moment += 1
+    assert moment > 20
+    assert load(path)[0].dtype == np.float32
+
+
 # Failed.
 
 
@@ -139,7 +297,7 @@ def test_a_failure_at_any_step(step, error, path, monkeypatch):
 
     with monkeypatch.context() as patch:
         if step == "write":
-            patch.setattr(genesis.checkpoint, "_write_all", fail)
+            patch.setattr(file_format, "_write_all", fail)
         else:
             patch.setattr(os, step, fail)
         with pytest.raises(type(error)) as caught:
@@ -200,6 +358,25 @@ def test_impossible_targets(where, error, tmp_path):
         save(1, target)
     assert caught.value.filename == str(target)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_socket_and_a_device_are_not_replaced(tmp_path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        (tmp_path / "null").symlink_to("/dev/null")
+        for name in ("socket", "null"):
+            with pytest.raises(OSError, match="not a regular file"):
+                save(1, tmp_path / name)
+    assert stat.S_ISSOCK(os.stat(tmp_path / "socket").st_mode)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["null", "socket"]
+
+
+def test_a_fifo_in_the_place_of_a_leftover_stays(path, tmp_path):
+    fifo = tmp_path / ".run.safetensors.0123456789abcdef.tmp"
+    os.mkfifo(fifo)
+    save(1, path)
+    assert stat.S_ISFIFO(os.stat(fifo).st_mode)
 
 
 def test_a_special_file_is_not_replaced(tmp_path):
@@ -292,7 +469,7 @@ def test_the_file_of_a_save_still_at_work_is_left_alone(path):
 
 def test_a_temporary_file_swept_before_it_was_locked(path, monkeypatch):
     """The moment between creating and locking: the save starts again under another name."""
-    flock, swept = genesis.checkpoint.fcntl.flock, []
+    flock, swept = atomic_file.fcntl.flock, []
 
     def sweep_first(descriptor, operation):
         if not swept:
@@ -301,7 +478,7 @@ def test_a_temporary_file_swept_before_it_was_locked(path, monkeypatch):
             swept.append(name)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(genesis.checkpoint.fcntl, "flock", sweep_first)
+    monkeypatch.setattr(atomic_file.fcntl, "flock", sweep_first)
     save("kept", path)
     assert load(path) == "kept"
     assert len(swept) == 1
@@ -311,7 +488,7 @@ def test_a_file_system_without_locks(path, monkeypatch):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(genesis.checkpoint.fcntl, "flock", unsupported)
+    monkeypatch.setattr(atomic_file.fcntl, "flock", unsupported)
     file = leftover(path)
     save(1, path)
     assert load(path) == 1

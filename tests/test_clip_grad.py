@@ -92,6 +92,47 @@ def test_16_bit_gradients_do_not_overflow():
     )
 
 
+# Gradients that fit their type where squares, which a GPU sums up in that type, do not.
+HUGE = [(np.float64, 1e200), (np.float32, 1e30)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), HUGE)
+def test_squares_that_overflow_do_no_harm(dtype, size):
+    grads = [np.array([3, 4], dtype) * dtype(size), np.ones(5, np.float32), np.full(7, -1.5, dtype)]
+    arrays = [on_device(grad) for grad in grads]
+    assert get_total_norm(arrays) == pytest.approx(
+        5 * size, rel=1e-6 if dtype is np.float32 else 1e-15
+    )
+    assert get_total_norm(arrays[::-1]) == get_total_norm(arrays)
+    params = parameters(grads, dtype)
+    assert clip_grad_norm_(params, 10.0, error_if_nonfinite=True) == pytest.approx(
+        5 * size, rel=1e-6
+    )
+    np.testing.assert_allclose(host(params[0].grad), [6, 8], rtol=1e-6)
+    many = np.full(40_000, size, dtype)
+    rel = 2e-5 if dtype is np.float32 else 1e-12  # a thousand float32 numbers one after the other
+    assert get_total_norm([on_device(many)]) == pytest.approx(200 * size, rel=rel)
+    for bad in (math.inf, -math.inf, math.nan):
+        many[30_000] = bad
+        assert not math.isfinite(get_total_norm([on_device(many)]))
+        assert math.isnan(get_total_norm([on_device(many)])) == math.isnan(bad)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the norm of a step stays there, in float32")
+def test_a_step_clips_gradients_whose_squares_overflow():
+    params = parameters([np.array([3e200, 4e200]), np.array([0.0])])
+    for groups in (params, [{"params": p} for p in params]):
+        for p in params:
+            p.data = np.zeros(p.shape)
+        opt = genesis.optim.SGD(groups, lr=1.0)
+        opt.step(max_norm=10.0)
+        assert opt.grad_norm == pytest.approx(5e200, rel=1e-15)
+        np.testing.assert_allclose(params[0].data, [-6, -8], rtol=1e-12)
+    params[1].grad[:] = math.nan
+    opt.step(max_norm=10.0)
+    assert math.isnan(opt.grad_norm)
+
+
 def test_nothing_to_clip_is_no_error():
     assert clip_grad_norm_([], 1.0) == 0.0
     assert clip_grad_norm_(parameters([None, None]), 1.0) == 0.0
@@ -132,6 +173,82 @@ def test_a_shared_gradient_is_scaled_once():
     np.testing.assert_allclose(host(p.grad), [1.5], rtol=1e-6)
 
 
+SAME = {
+    "another view": lambda g: g[...],
+    "flat": lambda g: g.reshape(-1),
+    "in one axis more": lambda g: g[None, :, None],
+    "transposed": lambda g: g.T,
+    "reversed": lambda g: g[::-1, ::-1],
+    "split": lambda g: g.reshape(2, 2, 6),
+    "matrix": lambda g: np.ndarray.view(g, np.matrix),
+}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="views of NumPy arrays")
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("again", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("strided", [False, True])
+def test_two_views_of_the_same_elements_are_scaled_once(again, strided):
+    grad = np.arange(1.0, 25.0).reshape(4, 6)
+    if strided:
+        grad = np.repeat(grad, 2).reshape(4, 12)[:, ::2]  # evenly, so that it has flat views too
+    before = grad.copy()
+    first, second = again(grad), grad
+    params = [genesis.Parameter(np.zeros(g.shape)) for g in (first, second)]
+    params[0].grad, params[1].grad = first, second
+    # As in torch, the norm counts the gradient of each parameter.
+    assert clip_grad_norm_(params, 1.0) == pytest.approx(math.sqrt(2) * np.linalg.norm(before))
+    np.testing.assert_allclose(grad, before / (math.sqrt(2) * np.linalg.norm(before)), rtol=1e-6)
+    grad[...] = before
+    clip_grads_with_norm_(params[::-1], 1.0, 2.0)
+    np.testing.assert_allclose(grad, before / 2, rtol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="views of NumPy arrays")
+@pytest.mark.parametrize("named", [False, True])
+def test_gradients_that_share_a_part_of_their_memory_are_refused(named):
+    memory = np.ones(12)
+    for first, second in [
+        (memory[:5], memory[4:9]),
+        (memory, memory[3:6]),
+        (memory[::2], memory[::3]),
+        (memory[::-1], memory[:4]),
+        (memory, memory.view(np.float32)),
+    ]:
+        names = ("a", "b", "c") if named else (None,) * 3
+        grads = np.ones(3), first, second
+        params = [genesis.Parameter(np.zeros(g.shape), name=n) for g, n in zip(grads, names)]
+        for p, grad in zip(params, grads):
+            p.grad = grad
+        said = (
+            "parameter 1 'b' and parameter 2 'c' share" if named else "parameter 1 and parameter 2"
+        )
+        for call in (
+            lambda params: clip_grad_norm_(params, 0.1),
+            lambda params: clip_grads_with_norm_(params, 1.0, 2.0),
+            lambda params: clip_grad_value_(params, 0.5),
+        ):
+            with pytest.raises(ValueError, match=said):
+                call(params)
+        np.testing.assert_array_equal(memory, np.ones(12))
+        np.testing.assert_array_equal(grads[0], np.ones(3))
+    even, odd = memory[::2], memory[1::2]  # ranges that meet, but no element in common
+    params = [genesis.Parameter(np.zeros(6)) for _ in range(2)]
+    params[0].grad, params[1].grad = even, odd
+    clip_grads_with_norm_(params, 1.0, 2.0)
+    np.testing.assert_allclose(memory, np.full(12, 0.5), rtol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="sparse gradients work on the CPU")
+def test_one_array_of_values_in_two_sparse_gradients_is_scaled_once():
+    values = np.full((2, 3), 2.0)
+    params = [genesis.Parameter(np.zeros((5, 3))) for _ in range(2)]
+    for p in params:
+        p.grad = genesis.SparseGrad([1, 4], values)
+    clip_grads_with_norm_(params, 1.0, 2.0)
+    np.testing.assert_allclose(values, np.ones((2, 3)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_nonfinite_norms(bad):
     params = parameters([np.array([1.0, bad]), np.array([2.0])])
@@ -170,6 +287,7 @@ def test_refuses_bad_bounds():
         (math.nan, ValueError),
         ("1", TypeError),
         (None, TypeError),
+        (True, TypeError),
     ]:
         with pytest.raises(error, match="max_norm must be"):
             clip_grad_norm_(params, bad)

@@ -53,6 +53,53 @@ def test_step_hooks_are_called_in_torchs_order(opt):
     assert calls == ["pre 1", "post 1", "post 2"]
 
 
+@pytest.mark.parametrize("by", ["position", "keyword"])
+def test_hooks_see_a_closure_as_it_was_given(opt, by):
+    seen = []
+    opt.register_step_pre_hook(lambda *given: seen.append(given))
+    opt.register_step_post_hook(lambda *given: seen.append(given))
+    closure = lambda: 5  # noqa: E731
+    if by == "position":
+        assert opt.step(closure) == 5
+        assert seen == [(opt, (opt, closure), {})] * 2
+    else:
+        assert opt.step(closure=closure, max_norm=1.0) == 5
+        assert seen == [(opt, (opt,), {"closure": closure, "max_norm": 1.0})] * 2
+
+
+def test_a_hook_sees_a_closure_as_torchs_do(opt):
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(2, requires_grad=True)
+    tensor.grad = torch.ones(2)
+    theirs = torch.optim.SGD([tensor], lr=0.5)
+    seen = {}
+    for name, optimizer in (("ours", opt), ("theirs", theirs)):
+        for hook in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+            hook(
+                lambda own, args, kwargs, name=name: seen.setdefault(name, []).append(
+                    (len(args), args[0] is own, [*map(callable, args[1:])], sorted(kwargs))
+                )
+            )
+        optimizer.step()
+        optimizer.step(lambda: 1.0)
+        optimizer.step(closure=lambda: 1.0)
+    assert seen["ours"] == seen["theirs"]
+
+
+def test_no_hook_runs_for_a_step_that_a_scaler_leaves_out(opt):
+    calls = []
+    opt.register_step_pre_hook(note(calls, "pre"))
+    opt.register_step_post_hook(note(calls, "post"))
+    scaler = genesis.amp.GradScaler(init_scale=2.0)
+    opt.param_groups[0]["params"][0].grad[0] = np.inf
+    assert scaler.step(opt) is None
+    assert calls == []
+    scaler.update()
+    opt.param_groups[0]["params"][0].grad[0] = 1.0
+    assert scaler.step(opt) is opt
+    assert calls == ["pre", "post"]
+
+
 def test_the_same_order_as_torch():
     torch = pytest.importorskip("torch")
     from torch.optim.optimizer import (

@@ -12,6 +12,7 @@ import pytest
 from cases import CASES, ONE_EACH
 
 import genesis
+from genesis.commit import commit
 from genesis.kernels import cpu, table, threads
 
 ROOT = Path(__file__).parent.parent
@@ -42,38 +43,68 @@ def test_threads_and_chunks_change_no_bit(case, num_threads, monkeypatch):
             np.testing.assert_array_equal(trained(case), expected)
 
 
-def test_several_threads_do_take_part(small_chunks, num_threads, monkeypatch):
+def test_several_threads_do_take_part(small_chunks, num_threads):
     """Nothing above would notice if all work were done by the caller."""
-    took_part = set()
-    entered = threading.Barrier(2)
-
-    def kernel(claims):
-        took_part.add(threading.get_ident())
-        if len(took_part) <= 2:
-            entered.wait(10)
-        with lock:
-            claims[1] += 1
-            return int(claims[1])
-
-    lock = threading.Lock()
     num_threads(2)
-    threads.run(kernel, (), 2, 10**9)
-    assert len(took_part) == 2
+    p = genesis.Parameter(np.ones(1000))
+    p.grad = np.ones(1000)
+    opt = genesis.optim.SGD([p], lr=0.5)
+    opt.step()
+    (step,) = opt._plans
+    update = step.plans[0].buckets[0].launch._update
+    helped = threading.Event()
+    called = []
+
+    def kernel(record, helping, compiled=update._kernel):
+        called.append((helping, threading.get_ident()))
+        if helping:
+            helped.set()
+        else:
+            assert helped.wait(10)
+        return compiled(record, helping)
+
+    update._kernel = kernel
+    opt.step()
+    assert sorted(helping for helping, _ in called) == [False, True]
+    assert dict(called)[False] == threading.get_ident() != dict(called)[True]
+    np.testing.assert_array_equal(p.data, np.zeros(1000))
 
 
-def test_a_helper_that_comes_too_late_is_not_waited_for(num_threads):
+def test_a_helper_that_comes_too_late_is_not_waited_for(small_chunks, num_threads):
     num_threads(2)
-    release = threading.Event()
-    caller = threading.get_ident()
+    release, busy = threading.Event(), threading.Event()
 
-    def kernel(claims):
-        if threading.get_ident() == caller:
-            return 5
+    def job():
+        busy.set()
         release.wait(10)
-        return 0
 
-    threads.run(kernel, (), 5, 10**9)
+    helpers = threads.helpers(2, 10**9)
+    commit(threads.calls(job, helpers))
+    assert busy.wait(10)
+    p = genesis.Parameter(np.ones(1000))
+    p.grad = np.ones(1000)
+    genesis.optim.SGD([p], lr=0.5).step()
+    assert not release.is_set()
+    np.testing.assert_array_equal(p.data, np.full(1000, 0.5))
     release.set()
+
+
+def test_a_helper_never_works_for_a_caller_that_has_not_begun(small_chunks, num_threads):
+    """As when an exception came between the job's being handed out and the kernel's call."""
+    num_threads(2)
+    p = genesis.Parameter(np.ones(1000))
+    p.grad = np.ones(1000)
+    opt = genesis.optim.SGD([p], lr=0.5)
+    opt.step()
+    (step,) = opt._plans
+    *handing_out, begin = step.plans[0].buckets[0].launch.actions()
+    assert len(handing_out) == 1
+    commit(handing_out)
+    done = threading.Event()
+    commit(threads.calls(done.set, 1))
+    assert done.wait(10)
+    np.testing.assert_array_equal(p.data, np.full(1000, 0.5))
+    assert begin() == len(step.plans[0].buckets[0].launch._table.chunks)
 
 
 def test_python_threads_step_their_own_optimizers_at_once(small_chunks, num_threads):

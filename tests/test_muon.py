@@ -220,7 +220,7 @@ def test_refuses_parameters_that_are_no_matrices(shape):
         ({"ns_steps": 100}, "expected 0 to 99"),
         ({"ns_steps": 2.0}, "expected an int"),
         ({"ns_coefficients": (1, 2)}, "expected three numbers"),
-        ({"ns_coefficients": (1, 2, "3")}, "expected numbers"),
+        ({"ns_coefficients": (1, 2, "3")}, "ns_coefficients at index 2: '3', expected a number"),
         ({"adjust_lr_fn": "none"}, "is not supported"),
     ],
 )

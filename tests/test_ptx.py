@@ -41,7 +41,7 @@ def kernels_of_the_table():
         (group,) = opt.param_groups
         rule, buffers = opt._rule(group)
         initial = opt._initial(group)
-        scalars = opt._scalars_between(group, initial, opt._next(group, initial))
+        scalars = opt._scalars_between(group, initial, opt._next(group, initial), True)
         found[rule.__name__] = rule, len(buffers), len(scalars)
     return found
 
@@ -186,6 +186,8 @@ def other_kernels():
             reduction = reductions.reduction_for(norm_type)
             make = partial(target.reduction_template_of, reduction, (dtype,), number)
             yield f"norm{norm_type:g}-{dtype}", make, number
+        make = partial(target.reduction_template_of, reductions.small_squares, (dtype,), number)
+        yield f"small-norm2-{dtype}", make, number
     for number in ("float32", "float64"):
         yield f"clip-{number}", partial(target.clip_template_of, number), number
 

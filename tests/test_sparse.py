@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from devices import SIMULATED, parameter
 import genesis
 from genesis import SparseGrad, optim
 from genesis.buffers import BFLOAT16
-from genesis.nn.utils import clip_grad_norm_, clip_grad_value_
+from genesis.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from genesis.optim import SGD, Adagrad, Adam, SparseAdam
 
 VARIANTS = [{}, {"lr": 0.1, "betas": (0.3, 0.7), "eps": 1e-3}, {"maximize": True}]
@@ -54,9 +55,136 @@ def test_shares_its_values_and_guards_its_indices():
         grad.indices[0] = 10**9
 
 
+def test_indices_cannot_be_made_writable_nor_read_in_another_way():
+    grad = SparseGrad(np.array([0, 1]), np.ones((2, 3)))
+    seen = grad.indices
+    while isinstance(seen, np.ndarray):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            seen.flags.writeable = True
+        seen = seen.base
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        grad.indices.shape = (2, 1)
+        grad.indices.dtype = np.int32
+    np.testing.assert_array_equal(grad.indices, [0, 1])
+    assert len(grad) == 2
+
+
+def in_place(edit):
+    """An edit of how an array lies, which newer versions of NumPy advise against."""
+
+    def quietly(values):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            edit(values)
+
+    return quietly
+
+
+EDITS = {
+    "shape": in_place(lambda values: setattr(values, "shape", (12,))),
+    "narrow": in_place(lambda values: setattr(values, "shape", (6, 2))),
+    "dtype": in_place(lambda values: setattr(values, "dtype", np.float32)),
+    "strides": in_place(lambda values: setattr(values, "strides", (0, 8))),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("when", ["before it is assigned", "after", "after a step"])
+def test_an_array_of_values_that_is_arranged_anew_changes_nothing(edit, when, rng):
+    values = rng.standard_normal((4, 3))
+    expected = np.zeros((9, 3))
+    np.subtract.at(expected, [7, 2, 2, 0], values)
+    grad = SparseGrad([7, 2, 2, 0], values)
+    p = genesis.Parameter(np.zeros((9, 3)))
+    opt = SGD([p], lr=1.0)
+    steps = 1
+    if when == "before it is assigned":
+        edit(values)
+    p.grad = grad
+    if when == "after a step":
+        opt.step()
+        steps = 2
+    if when != "before it is assigned":
+        edit(values)
+    opt.step()
+    np.testing.assert_allclose(p.data, steps * expected, rtol=1e-12)
+    np.testing.assert_allclose(grad.to_dense(9), -expected, rtol=1e-12)
+    assert grad.values is values
+    assert repr(grad) == "SparseGrad(4 rows of shape (3,), dtype=float64)"
+    assert clip_grad_norm_(p, 1e9) == pytest.approx(np.linalg.norm(expected))
+    copied = pickle.loads(pickle.dumps(grad))
+    np.testing.assert_allclose(copied.to_dense(9), -expected, rtol=1e-12)
+    assert len(grad.emptied()) == 0
+
+
+@pytest.mark.parametrize("kind", ["the array", "a view", "a view through a memoryview"])
+def test_the_memory_of_values_is_not_freed_by_resize(kind):
+    array = np.ones((4, 3))
+    values = {"the array": array, "a view": array[1:], "a view through a memoryview": None}[kind]
+    if values is None:
+        values = np.asarray(memoryview(array))[1:]
+    grad = SparseGrad(np.arange(len(values)), values)
+    with pytest.raises(ValueError, match="cannot resize"):
+        array.resize((1, 3), refcheck=False)
+    del grad
+    if kind == "the array":
+        del values
+        array.resize((1, 3), refcheck=False)
+        assert array.shape == (1, 3)
+
+
+def test_a_view_knows_its_gradient():
+    p = genesis.Parameter(np.ones((5, 3)))
+    p.grad = grad = SparseGrad([4], np.ones((1, 3)))
+    assert p._grad_view.owner is grad
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", ["matrix", "overlapping", "reversed", "read-only", "constant"])
+def test_odd_arrays_of_values(kind, rng):
+    flat = rng.standard_normal(8)
+    values = {
+        "matrix": np.matrix(flat[:6].reshape(3, 2)),
+        "overlapping": np.lib.stride_tricks.as_strided(flat, (3, 2), (8, 8)),
+        "reversed": flat[:6].reshape(3, 2)[::-1, ::-1],
+        "read-only": np.lib.stride_tricks.as_strided(flat, (3, 2), (16, 8), writeable=False),
+        "constant": np.broadcast_to(flat[:2], (3, 2)),
+    }[kind]
+    expected = np.zeros((4, 2))
+    np.add.at(expected, [3, 0, 3], np.array(values))
+    grad = SparseGrad([3, 0, 3], values)
+    np.testing.assert_allclose(grad.to_dense(4), expected, rtol=1e-14)
+    assert type(grad.to_dense(4)) is np.ndarray
+    p = genesis.Parameter(np.zeros((4, 2)))
+    p.grad = grad
+    SGD([p], lr=1.0).step(max_norm=1e9)
+    np.testing.assert_allclose(p.data, -expected, rtol=1e-14)
+    before = np.array(values)
+    if kind in ("matrix", "reversed"):
+        norm = clip_grad_norm_(p, 0.5)
+        assert norm == pytest.approx(np.linalg.norm(expected))
+        np.testing.assert_allclose(values, before * (0.5 / (norm + 1e-6)), rtol=1e-14)
+    else:
+        with pytest.raises(ValueError, match=r"read-only|share memory"):
+            clip_grad_norm_(p, 0.5)
+        np.testing.assert_array_equal(values, before)
+
+
+def test_values_that_became_read_only_are_not_written():
+    values = np.full((2, 3), 2.0)
+    p = genesis.Parameter(np.zeros((4, 3)))
+    p.grad = SparseGrad([0, 1], values)
+    values.flags.writeable = False
+    with pytest.raises(ValueError, match="values of a SparseGrad is read-only now"):
+        clip_grad_norm_(p, 0.1)
+    np.testing.assert_array_equal(values, np.full((2, 3), 2.0))
+
+
 @pytest.mark.parametrize(
     ("indices", "values", "error", "said"),
     [
+        (np.ma.array([0, 1], mask=[0, 1]), np.ones((2, 3)), TypeError, "masked array: take"),
         ([0.0, 1.0], np.ones((2, 3)), TypeError, "must be integers, but got dtype float64"),
         ([True, False], np.ones((2, 3)), TypeError, "must be integers, but got dtype bool"),
         ([[0, 1]], np.ones((2, 3)), ValueError, r"must be 1-D, but got shape \(1, 2\)"),
@@ -381,6 +509,32 @@ def test_max_norm_and_clip_grad_norm_see_the_sums(rng):
         clip_grad_value_([p], 0.1)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
+def test_the_norm_of_16_bit_rows_is_that_of_their_sums_in_float32(dtype):
+    values = np.full((3, 4), 60000, dtype)  # three times that is no float16
+    values[2] = 1
+    size = float(values[0, 0])
+    dense = np.zeros((6, 4))
+    np.add.at(dense, [1, 1, 4], values.astype(np.float64))
+    norm = np.linalg.norm(dense)
+    grad = SparseGrad([1, 1, 4], values)
+    assert get_total_norm(grad) == get_total_norm([grad]) == pytest.approx(norm, rel=1e-14)
+    assert get_total_norm([grad], np.inf) == 2 * size
+    np.testing.assert_array_equal(grad.to_dense(6), dense)
+    assert grad.to_dense(6).dtype == grad.coalesced().values.dtype == np.float32
+    p = genesis.Parameter(np.zeros((6, 4), np.float32))
+    p.grad = grad
+    opt = SGD([p], lr=1.0).step(max_norm=1000.0)
+    assert opt.grad_norm == pytest.approx(norm, rel=1e-14)
+    step = p.data.copy()
+    np.testing.assert_allclose(step, -1000 * dense / norm, rtol=1e-5)
+    assert clip_grad_norm_(p, 1000.0) == opt.grad_norm
+    p.data[...] = 0
+    opt.step()
+    np.testing.assert_allclose(p.data, step, rtol=2.0**-8)  # the values were rounded to 16 bits
+    assert np.all(p.data[1] < -100)
+
+
 def test_zero_grad(rng):
     p = genesis.Parameter(np.ones((4, 2)))
     opt = SparseAdam([p])
@@ -442,9 +596,8 @@ def test_settings_that_change_between_steps_are_seen():
 @pytest.mark.parametrize(
     ("hyper", "said"),
     [
-        ({"lr": 0}, "Invalid learning rate: 0"),
         ({"lr": -1}, "Invalid learning rate"),
-        ({"eps": 0.0}, "Invalid epsilon value"),
+        ({"eps": 0.0}, "Invalid epsilon value: 0.0, expected more than 0"),
         ({"betas": (1.0, 0.9)}, "beta parameter at index 0"),
         ({"betas": 0.9}, "Invalid betas"),
         ({"maximize": 1}, "expected True or False"),
@@ -454,6 +607,21 @@ def test_refuses_impossible_hyper_parameters(hyper, said):
     p = genesis.Parameter(np.ones((3, 2)))
     with pytest.raises((ValueError, TypeError), match=said):
         SparseAdam([p], **hyper)
+
+
+def test_a_schedule_may_end_at_a_learning_rate_of_0():
+    p = genesis.Parameter(np.ones((3, 2)))
+    opt = SparseAdam([p], lr=0.5)
+    p.grad = SparseGrad([1], np.ones((1, 2)))
+    opt.step()
+    opt.param_groups[0]["lr"] = 0.0
+    before = p.data.copy()
+    opt.step()
+    np.testing.assert_array_equal(p.data, before)
+    assert opt.state[p]["step"] == 2
+    other = SparseAdam([{"params": [p], "lr": 0}])
+    other.load_state_dict(opt.state_dict())
+    assert other.param_groups[0]["lr"] == 0
 
 
 # ---- cost ----

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from cases import BFLOAT16
-from devices import on_device, parameter
+from devices import on_cpu_only, on_device, on_host, parameter
 
 import genesis
 from genesis.optim.swa_utils import (
@@ -52,6 +52,18 @@ def test_the_first_update_copies_exactly():
     p.data = on_device(np.array([1e-30, math.pi], np.float32))
     average.update()
     np.testing.assert_array_equal(average.averages[0].numpy(), p.numpy())
+
+
+def test_a_weight_of_1_takes_the_newest_exactly():
+    p = parameter(np.array([1e8], np.float32))
+    averages = AveragedParameters([p], get_ema_weight_fn(0.0)), AveragedParameters([p])
+    for average in averages:
+        average.update()
+    p.data = on_device(np.array([1.0], np.float32))
+    for average in averages:
+        average.update()
+    assert averages[0].averages[0].numpy() == 1.0
+    assert averages[1].averages[0].numpy() == np.float32(1e8 / 2)
 
 
 def test_follows_torch():
@@ -152,3 +164,45 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="empty"):
         AveragedParameters([])
     assert SWALR is genesis.optim.lr_scheduler.SWALR
+
+
+# ---- what an update finds when it looks ----
+
+
+def test_an_update_sees_arrays_that_were_replaced():
+    p = parameter(np.ones(3))
+    mean = AveragedParameters([p])
+    mean.update()
+    for value, expected in ((3.0, 2.0), (5.0, 3.0)):
+        p.data = on_device(np.full(3, value))
+        mean.update()
+        np.testing.assert_array_equal(on_host(mean.averages[0].data), np.full(3, expected))
+    mean.averages[0].data = on_device(np.zeros(3))
+    p.data = on_device(np.full(3, 4.0))
+    mean.update()
+    np.testing.assert_array_equal(on_host(mean.averages[0].data), np.ones(3))
+
+
+@on_cpu_only
+@pytest.mark.parametrize("attack", ["read-only", "shape", "dtype", "shared"])
+def test_an_average_that_cannot_be_written_is_refused_and_nothing_changes(attack):
+    p, q = genesis.Parameter(np.ones(4)), genesis.Parameter(np.ones(4), name="q")
+    mean = AveragedParameters([p, q])
+    mean.update()
+    mean.update()
+    p.data[:] = q.data[:] = 9.0
+    array = mean.averages[1].data
+    said = r"parameter 1 \('q'\)"
+    if attack == "read-only":
+        array.flags.writeable = False
+    elif attack == "shape":
+        array.shape = (2, 2)
+    elif attack == "dtype":
+        array.dtype = np.int64
+    else:
+        mean.averages[1].data = q.data
+    before = mean.averages[0].data.copy()
+    with pytest.raises((TypeError, ValueError), match=said):
+        mean.update()
+    np.testing.assert_array_equal(mean.averages[0].data, before)
+    assert mean.n_averaged == 2

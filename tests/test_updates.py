@@ -3,12 +3,14 @@
 What is compared is the update where a parameter's own size would hide it.
 """
 
+import inspect
 import re
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, ONE_EACH, SHAPES, SPECIAL
+from cases import CASES, ONE_EACH, SHAPES, SPECIAL, Case
 from devices import SIMULATED, on_device, on_host, parameter
 from reference import REFERENCES, Reference
 
@@ -199,6 +201,138 @@ def test_state_holds_what_the_reference_holds(case, rng):
     assert state.keys() == reference.states[0].keys()
     for name, value in state.items():
         np.testing.assert_allclose(on_host(value), reference.states[0][name], rtol=1e-12)
+
+
+FORGETFUL = [
+    *(
+        Case(name, {"betas": (0.0, 0.0), **others})
+        for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")
+        for others in ({}, {"amsgrad": True}, {"decoupled_weight_decay": True})
+        if {*others} <= {*inspect.signature(getattr(genesis.optim, name)).parameters}
+    ),
+    Case("RMSprop", {"alpha": 0.0, "centered": True}),
+    Case("RMSprop", {"alpha": 0.0, "centered": True, "momentum": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(np.float32, 1e8), (np.float64, 1e17)])
+@pytest.mark.parametrize("case", FORGETFUL, ids=lambda case: case.id)
+def test_a_decay_rate_of_0_forgets(case, dtype, huge):
+    param = parameter(np.zeros(40, dtype))
+    opt = case.make([param])
+    name = "grad_avg" if case.name == "RMSprop" else "exp_avg"
+    for value in (huge, 1.0, huge, -3.0):
+        param.grad = on_device(np.full(40, value, dtype))
+        opt.step()
+        np.testing.assert_array_equal(on_host(opt.state[param][name]), dtype(value))
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 0.4999999, 0.5, 0.5000001, 0.9])
+def test_an_average_is_computed_from_its_nearer_end(beta, rng):
+    """So what is rounded is at most half of the way between the ends, however far they are apart."""
+    param = parameter(np.zeros(500, np.float32))
+    opt = genesis.optim.Adam([param], betas=(beta, 0.999))
+    before = np.zeros(500)
+    for scale in (1e8, 1e4, 1.0, 1e-4):
+        grad = (scale * rng.standard_normal(500)).astype(np.float32)
+        param.grad = on_device(grad)
+        opt.step()
+        got = np.array(on_host(opt.state[param]["exp_avg"]), np.float64)
+        change = grad - before
+        expected = before + (1 - beta) * change
+        # Rounded are the difference, the coefficient, their product, and the sum.
+        part = min(beta, 1 - beta) * np.abs(change)
+        assert np.all(np.abs(got - expected) <= 2.0**-24 * 1.01 * (3 * part + np.abs(expected)))
+        before = got
+
+
+def decimal_asgd(x, grads, lr, lambd, alpha, t0, weight_decay):
+    ax, eta, mu = Decimal(0), lr, Decimal(1)
+    for t, grad in enumerate(grads, 1):
+        grad += weight_decay * x
+        x = x - lambd * eta * x - eta * grad
+        ax = (1 - mu) * ax + mu * x
+        eta = lr * (1 + lambd * lr * t) ** -alpha
+        mu = 1 / max(Decimal(1), t - t0)
+    return {"x": x, "ax": ax, "eta": eta, "mu": mu}
+
+
+def decimal_nadam(x, grads, lr, beta1, beta2, eps, momentum_decay):
+    m, v, product = Decimal(0), Decimal(0), Decimal(1)
+
+    def momentum(t):
+        return beta1 * (1 - Decimal(float("0.96")) ** (t * momentum_decay) / 2)
+
+    for t, grad in enumerate(grads, 1):
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad * grad
+        product *= momentum(t)
+        following = momentum(t + 1)
+        ahead = (1 - momentum(t)) / (1 - product) * grad
+        ahead += following / (1 - product * following) * m
+        x -= lr * ahead / ((v / (1 - beta2**t)).sqrt() + eps)
+    return {"x": x, "mu_product": product, "exp_avg": m, "exp_avg_sq": v}
+
+
+LONG_RUNS = [
+    ("ASGD", {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0.0}),
+    ("ASGD", {"lr": 0.1, "lambd": 0.5, "alpha": 0.5, "t0": 3.5, "weight_decay": 0.0}),
+    ("ASGD", {"lr": 0.05, "lambd": 1e-3, "alpha": 1.7, "t0": 100.0, "weight_decay": 0.01}),
+    ("ASGD", {"lr": 1.0, "lambd": 1.9, "alpha": 0.0, "t0": 0.0, "weight_decay": 0.0}),
+    ("NAdam", {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3}),
+    ("NAdam", {"lr": 1e-2, "betas": (0.3, 0.7), "eps": 1e-3, "momentum_decay": 0.5}),
+    ("NAdam", {"lr": 2e-3, "betas": (0.999999, 0.999999), "eps": 1e-8, "momentum_decay": 1e-6}),
+    ("NAdam", {"lr": 2e-3, "betas": (0.99, 0.9999), "eps": 1e-8, "momentum_decay": 10.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper"), LONG_RUNS, ids=str)
+def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
+    """Against 30 digits; torch is as exact if, and only if, its default data type is float64.
+
+    It keeps what ASGD calls eta and mu, and NAdam mu_product, in that type whatever the parameter's.
+    """
+    torch = pytest.importorskip("torch")
+    steps = 200 if SIMULATED else 600
+    start, grads = 1.2345, 0.3 + rng.standard_normal(steps)
+    values = [v for value in hyper.values() for v in (value if type(value) is tuple else [value])]
+    with localcontext() as context:
+        context.prec = 30
+        judge = decimal_asgd if name == "ASGD" else decimal_nadam
+        exact = judge(Decimal(start), [Decimal(float(g)) for g in grads], *map(Decimal, values))
+
+    def worst(x, state):
+        found = {name: np.ravel(on_host(value))[0] for name, value in state.items()}
+        found["x"] = np.ravel(x)[0]
+        return float(
+            max(
+                abs(Decimal(float(found[name])) - value) / max(abs(value), Decimal("1e-290"))
+                for name, value in exact.items()
+            )
+        )
+
+    param = parameter(np.array([start]))
+    opt = getattr(genesis.optim, name)([param], **hyper)
+    for grad in grads:
+        param.grad = on_device(np.array([grad]))
+        opt.step()
+    assert worst(param.numpy(), dict(opt.state[param])) < 1e-12
+
+    before = torch.get_default_dtype()
+    errors = []
+    try:
+        for dtype in (torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            tensor = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+            optimizer = getattr(torch.optim, name)([tensor], **hyper)
+            for grad in grads:
+                tensor.grad = torch.tensor([grad], dtype=torch.float64)
+                optimizer.step()
+            errors.append(worst(tensor.detach().numpy(), optimizer.state[tensor]))
+    finally:
+        torch.set_default_dtype(before)
+    assert errors[0] < 1e-12
+    assert errors[1] > 1e-11
 
 
 PRECISION = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}

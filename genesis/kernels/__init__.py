@@ -6,6 +6,7 @@ which the tensors lie. Numba is imported when the first launch is prepared, not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -18,8 +19,7 @@ import numpy as np
 from .. import buffers
 from ..commit import commit
 from ..sparse import RowsView
-from . import reductions, transforms
-
+from . import compiling, reductions, transforms
 
 Copy = Literal["copy", "master", None]
 """Whether a last column holds copies of the parameters, see `prepare`."""
@@ -35,28 +35,41 @@ class _OverTable:
         keys: Sequence[int] | None = None,
     ):
         device = buffers.layout(columns[0][0]).device
-        self._target = import_module(f".{device.partition(':')[0]}", __name__)
+        self._target = compiling.target_named(device)
         self._stream = stream
         self._table = self._laid_out(columns, keys)
-        self._reductions: dict[Any, Callable[[], np.ndarray]] = {}
+        self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
 
     def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         return import_module(".table", __name__).Table(columns, self._target, self._stream, keys)
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
-        return self._reduction(norm_type)(), self._table.chunks[:, 0]
+        reduction = reductions.reduction_for(norm_type)
+        return self._reduction(reduction, norm_type)(), self._table.chunks[:, 0]
 
-    def _reduction(self, norm_type: float) -> Callable[[], np.ndarray]:
+    @property
+    def squares_may_overflow(self) -> bool:
+        """Whether squares may overflow of numbers that the table's own arithmetic can hold."""
+        if self._table.device == "cpu":  # where sums are float64
+            return self._table.storages[0] == self._table.arithmetic == "float64"
+        return self._table.storages[0] != "float16"
+
+    def reduce_small(self) -> tuple[np.ndarray, float]:
+        """Sums of squares that cannot overflow, and what the elements were multiplied by for it."""
+        scale = reductions.SMALL[self._table.arithmetic]
+        return self._reduction(reductions.small_squares, scale)(), scale
+
+    def _reduction(self, reduction: Callable, exponent: float) -> Callable[[], np.ndarray]:
         """What reduces the first column, ready to be called."""
-        if norm_type not in self._reductions:
-            reduction = reductions.reduction_for(norm_type)
+        key = reduction, exponent
+        if key not in self._reductions:
             start = reductions.START.get(reduction, 0.0)
-            self._reductions[norm_type] = self._target.bind_reduction(
-                reduction, self._table, start, norm_type, self._stream
+            self._reductions[key] = self._target.bind_reduction(
+                reduction, self._table, start, exponent, self._stream
             )
         self._table.gather()
-        return self._reductions[norm_type]
+        return self._reductions[key]
 
 
 class Launch(_OverTable):
@@ -103,8 +116,8 @@ class Launch(_OverTable):
         return self._update.steady
 
     @property
-    def has_copies(self) -> bool:
-        """Whether some tensors do not lie flat, so that the update works on copies of them."""
+    def indirect(self) -> bool:
+        """Whether `take_gradients` and `gather` have anything to do on the host."""
         return self._table.has_copies
 
     def gather(self) -> None:
@@ -186,7 +199,7 @@ class Launch(_OverTable):
         if self._table.device == "cpu" or len(kinds) > 1:
             return None
         kept = None if self._clip is None else self._clip[0]
-        reduced = [launch._reduction(2.0) for launch in launches]
+        reduced = [launch._reduction(reductions.squares, 2.0) for launch in launches]
         if kept != launches:
             updates = [launch._update for launch in launches]
             mirror = self._target.on_device(self._table, self._stream)
@@ -205,6 +218,7 @@ class RowLaunch(Launch):
         return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
 
     steady = False
+    indirect = True
 
     def zero_gradients(self) -> None:
         return None
@@ -248,10 +262,6 @@ class Batch(_OverTable):
         self._table.gather()
         return [*bound.actions(), *self._table.scatter()]
 
-    def transform(self, function: Callable, scalars: Sequence[float]) -> None:
-        """Replace every element `x` by `function(x, scalars)`, see `transforms`."""
-        commit(self.transforming(function, scalars))
-
 
 CHANGED, MAY_OVERLAP = -1, -2
 """What a comparison with a record says, see `headers.look`."""
@@ -272,9 +282,43 @@ def regions(bounds: Sequence[np.ndarray]) -> Any:
     return import_module(".headers", __name__).Regions(bounds)
 
 
+def norm_and_finite(tables: Sequence[_OverTable], factor: float = 1.0) -> tuple[float, bool]:
+    """The norm of all first columns together, and whether all their elements are finite.
+
+    One pass tells both, unless squares overflow; then another one does, in which they cannot.
+
+    Args:
+        tables: launches or batches.
+        factor: what the elements are multiplied by. Default: 1.0.
+
+    Returns:
+        The norm of the elements times `factor`, and whether neither they nor the products are inf or
+        NaN. The norm of finite numbers is inf only beyond the largest float64.
+    """
+    reduced = [table.reduce(2.0) for table in tables]
+    norm = factor * reductions.norm(2.0, [r for r, _ in reduced], [o for _, o in reduced])
+    if math.isfinite(norm):
+        return norm, True
+    scaled = []
+    for table, (sums, _) in zip(tables, reduced):
+        if sums.sum() < reductions.LARGE:
+            scaled.append((sums, 1.0))
+        elif table.squares_may_overflow:
+            scaled.append(table.reduce_small())
+        else:
+            return norm, False
+    scale = min((scale for _, scale in scaled), default=1.0)
+    common = [sums * (scale / own) * (scale / own) for sums, own in scaled]
+    root = reductions.norm(2.0, common, [owners for _, owners in reduced])
+    if not math.isfinite(root):
+        return norm, False
+    norm = root * (factor / scale)
+    return norm, math.isfinite(norm) or factor <= 1
+
+
 def clip(
     launches: Sequence[Launch], max_norm: float | None, inverse_scale: float | None = None
-) -> float | Callable[[], float]:
+) -> tuple[float | Callable[[], float], bool]:
     """Let the next `run` of all launches unscale gradients and clip their common norm.
 
     No gradient is written: the factor goes into the update.
@@ -286,22 +330,21 @@ def clip(
             they are not scaled.
 
     Returns:
-        The norm of the unscaled gradients before clipping; inf or NaN if any of them is. Where
-        everything happens on one GPU, a function that waits for it, since nothing here does.
+        The norm of the unscaled gradients before clipping, and whether all of them are finite.
+        Where everything happens on one GPU, a function that waits for the norm, since nothing here
+        does, and True, since nobody looks; there the norm is inf if squares overflow, and clips to 0.
     """
     if launches and max_norm is not None and inverse_scale is None:
         norm = launches[0].clip_on_device(launches[1:], max_norm)
         if norm is not None:
-            return norm
-    reduced = [launch.reduce(2.0) for launch in launches]
-    total = reductions.norm(2.0, [r for r, _ in reduced], [owners for _, owners in reduced])
+            return norm, True
     factor = 1.0 if inverse_scale is None else inverse_scale
-    total *= factor
+    total, finite = norm_and_finite(launches, factor)
     if max_norm is not None:
         factor *= reductions.clip_factor(max_norm, total)
     for launch in launches:
         launch.multiply_gradients(factor)
-    return total
+    return total, finite
 
 
 def prepare(

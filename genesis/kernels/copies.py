@@ -43,4 +43,4 @@ def with_copy(function: Any, copy: str, edit: Callable, compiled: Callable) -> A
     """
     template = _and_master if copy == "master" else _and_copy
     names = {"rule": compiled(function), "edited": edit}
-    return specialised(template, f"{function.__name__}_and_{copy}", names, function)
+    return specialised(template, f"{function.__name__}_and_{copy}", names)

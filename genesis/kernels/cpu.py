@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import carray
 from numba.core import cgutils, event, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
-from . import storage, threads
+from . import reductions, storage, threads
+from .cache import keep_code
+from .compiling import Kept, once
 from .copies import with_copy
-from .memory import pointer, word
-from .specialise import announce, described, keeps_code, specialised
+from .memory import put_float, word
+from .specialise import anew, announce, described, specialised
 
 if TYPE_CHECKING:
     from .table import Table
@@ -29,26 +31,25 @@ to share out evenly, enough to make the cost of claiming it vanish."""
 
 
 @intrinsic
-def _fetch_add(typing_context, counters, index, amount):
-    """Add to a counter that other threads add to as well; returns what it was before."""
+def _fetch_add(typing_context, counter, amount):
+    """Add to a counter, given its address, that other threads add to as well; returns what it was."""
 
     def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.gep(data, [arguments[1]])
-        return builder.atomic_rmw("add", place, arguments[2], "acq_rel")
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, arguments[1], "acq_rel")
 
-    return types.int64(counters, index, amount), generate
+    return types.int64(types.int64, types.int64), generate
 
 
 @intrinsic
-def _counted(typing_context, counters, index):
+def _counted(typing_context, counter):
     """What a counter is now, and with it all that other threads did before they counted."""
 
     def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(place, "acquire", 8)
 
-    return types.int64(counters, index), generate
+    return types.int64(types.int64), generate
 
 
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -96,108 +97,94 @@ def _prefetch(typing_context, address):
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = None
-integers = numbers = floats = scalar_count = None
 
 _AHEAD = 4
 _AT_ONCE, _SHARES = 8, 16
 _PATIENCE = 1000
 
+# A kernel gets the address of a record of numbers and nothing else, since a call from Python takes
+# 0.05 us more for each array among its arguments. These are the places of numbers in it.
+(
+    ADDRESSES,  # where the table has its rows
+    CHUNKS,  # where its chunks are, of which each is a tensor, a start and a stop
+    CHUNK_COUNT,
+    SCALARS,
+    MOMENT,  # where the number of the update is
+    RESULTS,  # where to put what each chunk came to, a float64; 0: nobody asks
+    CLAIMS,  # where counters are of chunks claimed, of chunks done, and whether the caller is at work;
+    # 0: there is one thread and all chunks are its own
+    RECORD_SIZE,
+) = range(8)
 
-def work(addresses, chunks, scalars, moments, results, claims, helping):
+
+def work(record, helping):
     """Process all chunks that this thread can claim, and then wait for those of other threads.
 
-    `claims` counts chunks claimed and chunks done by all threads of this launch, and says whether
-    the calling thread is at work on it; empty, there is one thread and all chunks are its own. Only
-    while the calling thread is in here do helpers find chunks: they never write when it has left, and
-    it cannot be made to leave before all chunks are done. `results` takes what each chunk came to;
-    empty, nobody asks. Returns the number of chunks that this thread has done.
+    Only while the calling thread is in here do helpers find chunks: they never write when it has
+    left, and it cannot be made to leave before all chunks are done.
+
+    Returns the number of chunks that this thread has done.
     """
-    alone = len(claims) == 0
+    chunks = word(record + 8 * CHUNKS)
+    count = word(record + 8 * CHUNK_COUNT)
+    results = word(record + 8 * RESULTS)
+    claims = word(record + 8 * CLAIMS)
     if helping:
         patience = _PATIENCE
-        while _counted(claims, 2) == 0:  # the calling thread is about to begin, or was interrupted
+        while _counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
             patience -= 1
             if patience == 0:
                 return 0
             _yield()
-    elif not alone:
-        _fetch_add(claims, 2, 1)
-    hyper = scalars_of(scalars)
-    moment = moments[0]
+    elif claims != 0:
+        _fetch_add(claims + 16, 1)
+    hyper = scalars_of(word(record + 8 * SCALARS))
+    moment = word(word(record + 8 * MOMENT))
     done = 0
     first = 0
-    last = len(chunks)
+    last = count
     while True:
-        if not alone:
+        if claims != 0:
             # Several at once while many are left, since the counter's way from core to core takes as
             # long as a small chunk does; one by one in the end, so that all end together.
-            amount = max(1, min(_AT_ONCE, (len(chunks) - claims[0]) // _SHARES))
-            first = _fetch_add(claims, 0, amount)
-            last = min(first + amount, len(chunks))
+            amount = max(1, min(_AT_ONCE, (count - _counted(claims)) // _SHARES))
+            first = _fetch_add(claims, amount)
+            last = min(first + amount, count)
         for chunk in range(first, last):
-            announce_chunk(addresses, chunks, chunk + _AHEAD)
-            tensors = row_of(addresses, chunks[chunk, 0])
-            result = process(tensors, chunks[chunk, 1], chunks[chunk, 2], hyper, moment)
-            if len(results) > 0:
-                results[chunk] = result
+            place = chunks + 24 * chunk
+            announce_chunk(record, chunk + _AHEAD)
+            tensors = row_of(word(record + 8 * ADDRESSES), word(place))
+            result = process(tensors, word(place + 8), word(place + 16), hyper, moment)
+            if results != 0:
+                put_float(results + 8 * chunk, result)
             done += 1
-        if alone or first >= len(chunks):
+        if claims == 0 or first >= count:
             break
-    if not alone:
-        _fetch_add(claims, 1, done)
-        while not helping and _counted(claims, 1) < len(chunks):
+    if claims != 0:
+        _fetch_add(claims + 8, done)
+        while not helping and _counted(claims + 8) < count:
             _yield()
     return done
 
 
-# What a launch's record says, each a number: where its arrays are, and how long.
-(
-    ADDRESSES,
-    ROWS,
-    COLUMNS,
-    CHUNKS,
-    CHUNK_COUNT,
-    SCALARS,
-    MOMENTS,
-    RESULTS,
-    RESULT_COUNT,
-    CLAIMS,
-    CLAIM_COUNT,
-    RECORD_SIZE,
-) = range(12)
-
-
-def begin(record, helping):
-    """`work`, given the address of a record of its arguments."""
-    addresses = carray(
-        integers(word(record + 8 * ADDRESSES)),
-        (word(record + 8 * ROWS), word(record + 8 * COLUMNS)),
-    )
-    chunks = carray(integers(word(record + 8 * CHUNKS)), (word(record + 8 * CHUNK_COUNT), 3))
-    scalars = carray(numbers(word(record + 8 * SCALARS)), (scalar_count,))
-    moments = carray(integers(word(record + 8 * MOMENTS)), (1,))
-    results = carray(floats(word(record + 8 * RESULTS)), (word(record + 8 * RESULT_COUNT),))
-    claims = carray(integers(word(record + 8 * CLAIMS)), (word(record + 8 * CLAIM_COUNT),))
-    return work(addresses, chunks, scalars, moments, results, claims, helping)
-
-
-def no_chunk(addresses, chunks, chunk):
+def no_chunk(record, chunk):
     """For tables in which what comes next in a chunk comes next in memory."""
 
 
-def coming_chunk(addresses, chunks, chunk):
+def coming_chunk(record, chunk):
     """Fetch into the cache the beginning of a chunk whose turn is soon.
 
     Where each chunk is a short row somewhere in a large tensor, waiting for memory is most of the
     work, and the processor does not look far enough ahead.
     """
-    if chunk < len(chunks):
-        tensors = row_of(addresses, chunks[chunk, 0])
-        start = chunks[chunk, 1]
-        count = min(chunks[chunk, 2] - start, 128)
+    if chunk < word(record + 8 * CHUNK_COUNT):
+        place = word(record + 8 * CHUNKS) + 24 * chunk
+        tensors = row_of(word(record + 8 * ADDRESSES), word(place))
+        start = word(place + 8)
+        length = min(word(place + 16) - start, 128)
         for column in range(len(sizes)):
             first = tensors[column] + start * sizes[column]
-            for address in range(first, first + count * sizes[column], 64):
+            for address in range(first, first + length * sizes[column], 64):
                 _prefetch(address)
 
 
@@ -322,17 +309,13 @@ class Bound:
         self._kernel = kernel
         self._chunks, self._bytes_moved = len(table.chunks), bytes_moved
         moments = np.zeros(1, np.int64) if moments is None else moments
-        results = np.empty(0) if results is None else results
         self._kept = table.addresses, table.chunks, scalars, moments, results
-        at = [array.ctypes.data for array in self._kept]
-        self._record = np.array(
-            [
-                *(at[0], *table.addresses.shape, at[1], self._chunks, at[2], at[3]),
-                *(at[4], len(results), 0, 0),
-            ],
-            np.int64,
-        )
-        self._alone = [partial(kernel, self._record.ctypes.data, False)]
+        self._record = np.zeros(RECORD_SIZE, np.int64)
+        self._record[CHUNK_COUNT] = len(table.chunks)
+        for place, array in zip((ADDRESSES, CHUNKS, SCALARS, MOMENT, RESULTS), self._kept):
+            if array is not None:
+                self._record[place] = array.ctypes.data
+        self._alone = [self._call(self._record)]
 
     @property
     def steady(self) -> bool:
@@ -348,11 +331,17 @@ class Bound:
             return self._alone
         claims = np.zeros(3, np.int64)
         record = self._record.copy()
-        record[CLAIMS], record[CLAIM_COUNT] = claims.ctypes.data, len(claims)
-        begin = partial(self._kernel, record.ctypes.data)
-        # One that comes late still finds the memory that it looks at.
-        job = threads.Job(partial(begin, True), (self._kept, record, claims))
-        return [*threads.calls(job, helpers), partial(begin, False)]
+        record[CLAIMS] = claims.ctypes.data
+        job = self._call(record, claims, helping=True)
+        return [*threads.calls(job, helpers), self._call(record, claims)]
+
+    def _call(
+        self, record: np.ndarray, claims: np.ndarray | None = None, *, helping: bool = False
+    ) -> partial:
+        """A call of the kernel, which keeps alive what the kernel knows by its address alone."""
+        call = partial(self._kernel, record.ctypes.data, helping)
+        call.kept = record, claims, self._kept  # type: ignore[attr-defined]
+        return call
 
     def __call__(self) -> None:
         commit(self.actions())
@@ -382,7 +371,7 @@ def bind(
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
-    kernel = _compiled(process, rule, table.storages, arithmetic, count, table.scattered)
+    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered)
     return Bound(kernel, table, scalars, table.bytes_moved, moments)
 
 
@@ -390,7 +379,7 @@ def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: None = None
 ) -> Bound:
     """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
-    kernel = _compiled(transform, function, table.storages, scalars.dtype.name, len(scalars))
+    kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
     return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0])
 
 
@@ -399,7 +388,7 @@ def bind_reduction(
 ) -> Callable[[], np.ndarray]:
     """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
-    kernel = _compiled(reduce, reduction, table.storages, "float64", 2)
+    kernel = _compiled(reduction, reduce, table.storages, "float64", 2)
     scalars = np.array([start, exponent])
     bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 
@@ -437,56 +426,57 @@ _FASTMATH = {
 }
 
 
-@lru_cache(maxsize=None)
+def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
+    """A function as kernels can call it; a copy of a jitted one is compiled as that was."""
+    if like is None:
+        return numba.njit(**{"error_model": "numpy", **options})(function)
+    return type(like)(function, like.locals, like.targetoptions)
+
+
+@Kept
 def _with_copy(rule: Callable, copy: str, storage_type: str, at_random: bool) -> Callable:
     edited = storage.edited(storage_type, at_random)
-    return with_copy(rule, copy, edited, numba.njit(error_model="numpy"))
+    return with_copy(anew(rule, _callable), copy, edited, _callable)
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled(
-    process: Callable,
     rule: Callable,
+    process: Callable,
     storages: tuple[str, ...],
     arithmetic: str,
     scalars: int,
     scattered: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
-    options = {"error_model": "numpy", "fastmath": _FASTMATH[process]}
+    exact = {"error_model": "numpy"}
+    options = {**exact, "fastmath": _FASTMATH[process]}
+    own = exact if rule in reductions.EXACT else options
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
         write = storage.writer(storages[1:] if process is update else storages[:1], number)
     names = {
-        "rule": numba.njit(**options)(rule),
+        "rule": _callable(anew(rule, partial(_callable, **own)), **own),
         "read": storage.reader(storages, number),
         "write": write,
     }
     name = described(rule, storages) + storage.variant()
     names = {
         "process": numba.njit(**options)(specialised(process, f"{process.__name__}_{name}", names)),
-        "row_of": storage.addresses(columns),
-        "scalars_of": storage.scalars(scalars),
+        "row_of": storage.row(columns),
+        "scalars_of": storage.scalars(scalars, number),
         "sizes": tuple(storage.BYTES[name] for name in storages),
     }
     coming = coming_chunk if scattered else no_chunk
     name = f"{coming.__name__}_{name}"
     names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
-    name = f"{process.__name__}_{name}"
-    names = {
-        "work": numba.njit(**options)(specialised(work, f"work_{name}", names, rule)),
-        "integers": pointer(types.int64),
-        "numbers": pointer(number),
-        "floats": pointer(types.float64),
-        "scalar_count": scalars,
-    }
-    function = specialised(begin, name, names, rule)
+    function = specialised(work, f"{process.__name__}_{name}", names)
     return compile_function(function, types.int64(types.int64, types.boolean))
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_data_pointers() -> Callable:
     signature = types.void(_int64_vector, _int64_vector)
     compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
@@ -501,7 +491,7 @@ def _compiled_data_pointers() -> Callable:
     return compiled
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_rows_found() -> Callable:
     vector, matrix, number = _int64_vector, _int64_matrix, types.int64
     read_only = types.Array(number, 1, "C", readonly=True)
@@ -511,7 +501,8 @@ def _compiled_rows_found() -> Callable:
 
 def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
     """A function's machine code for one signature, from the disk if it is kept there."""
-    dispatcher = numba.njit(nogil=nogil, error_model="numpy", cache=keeps_code())(function)
+    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
+    keep_code(dispatcher, FunctionCache)
     with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
         return dispatcher.compile(signature)

@@ -18,9 +18,11 @@ from numba.core import types
 
 from .. import buffers, cuda_driver
 from . import cpu, reductions
-from .reductions import EPSILON
+from .cache import keep_code
+from .compiling import Kept, once
 from .copies import with_copy
-from .specialise import announce, described, keeps_code, specialised
+from .reductions import EPSILON
+from .specialise import anew, announce, described, specialised
 
 if cuda_driver.SIMULATED:
     from . import simulated as storage
@@ -32,6 +34,14 @@ if TYPE_CHECKING:
 
 cuda = cuda_driver.compiler()
 device_function = storage.device_function if cuda_driver.SIMULATED else cuda.jit(device=True)
+
+
+def _device_rule(rule: Callable) -> Any:
+    """A rule as kernels can call it; in the simulator it is a Python function, as all it calls."""
+    if cuda_driver.SIMULATED:
+        return device_function(rule)
+    return device_function(anew(rule, lambda function, like: device_function(function)))
+
 
 CHUNK = 4096
 """Elements in a chunk: 6,000 of them for 25 million parameters, enough for the last wave of blocks
@@ -371,10 +381,10 @@ class Clip:
         return lambda: float(buffers.host_copy(self._norm)[0])
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _with_copy(rule: Callable, copy: str, storage_type: str) -> Callable:
     edited = storage.edited(storage_type, False, storage.GLOBAL)
-    return with_copy(rule, copy, edited, device_function)
+    return with_copy(rule, copy, edited, _device_rule)
 
 
 def copying(target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
@@ -454,7 +464,7 @@ def _blocks() -> int:
     return BLOCKS_PER_MULTIPROCESSOR * cuda.get_current_device().MULTIPROCESSOR_COUNT
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled(rule: Callable, storages: tuple[str, ...], scalars: int) -> Any:
     template, signature = template_of(rule, storages, scalars)
     return _compile(template, signature)
@@ -465,7 +475,7 @@ def template_of(
 ) -> tuple[Callable, types.Type]:
     """The update kernel for a rule and storage types, to be compiled, and its signature."""
     number = storage.arithmetic(storages[1])
-    device_rule = device_function(rule)
+    device_rule = _device_rule(rule)
     names = {
         "rule": device_rule,
         "row_of": storage.addresses(len(storages)),
@@ -478,10 +488,10 @@ def template_of(
     signature = types.void(
         _TABLE, _TABLE, types.Array(number, 1, "C"), types.UniTuple(number, 1 + scalars)
     )
-    return specialised(update, described(rule, storages), names, rule), signature
+    return specialised(update, described(rule, storages), names), signature
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled_transform(
     function: Callable, storages: tuple[str, ...], arithmetic: str, scalars: int
 ) -> Any:
@@ -494,17 +504,17 @@ def transform_template_of(
     """The kernel that transforms a first column, to be compiled, and its signature."""
     number = getattr(types, arithmetic)
     names = {
-        "rule": device_function(function),
+        "rule": _device_rule(function),
         "row_of": storage.addresses(len(storages)),
         "read": storage.reader(storages[:1], number, storage.GLOBAL),
         "write": storage.writer(storages[:1], number, storage.GLOBAL),
     }
     signature = types.void(_TABLE, _TABLE, types.UniTuple(number, scalars))
     name = f"transform_in_{arithmetic}_{described(function, storages)}"
-    return specialised(transform, name, names, function), signature
+    return specialised(transform, name, names), signature
 
 
-@lru_cache(maxsize=None)
+@Kept
 def _compiled_reduction(reduction: Callable, storages: tuple[str, ...], arithmetic: str) -> Any:
     return _compile(*reduction_template_of(reduction, storages, arithmetic))
 
@@ -515,7 +525,7 @@ def reduction_template_of(
     """The kernel that reduces a first column, to be compiled, and its signature."""
     number = getattr(types, arithmetic)
     names = {
-        "rule": device_function(reduction),
+        "rule": _device_rule(reduction),
         "combined": device_function(reductions.COMBINED.get(reduction, reductions.added)),
         "row_of": storage.addresses(len(storages)),
         "read": storage.reader(storages[:1], number, storage.GLOBAL),
@@ -524,10 +534,10 @@ def reduction_template_of(
     results = types.Array(number, 1, "C")
     signature = types.void(_TABLE, _TABLE, results, types.UniTuple(number, 2))
     name = f"reduce_in_{arithmetic}_{described(reduction, storages)}"
-    return specialised(reduce, name, names, reduction), signature
+    return specialised(reduce, name, names), signature
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_clip(kind: str) -> Any:
     return _compile(*clip_template_of(kind))
 
@@ -550,7 +560,7 @@ def clip_template_of(kind: str) -> tuple[Callable, types.Type]:
     return specialised(find_clip_factor, f"find_clip_factor_{kind}", names), signature
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled_copy(dtype: str) -> Any:
     return _compile(*copy_template_of(dtype))
 
@@ -568,9 +578,12 @@ def copy_template_of(dtype: str) -> tuple[Callable, types.Type]:
 
 def _compile(function: Callable, signature: types.Type) -> tuple[Any, Any]:
     """A kernel, and its one compiled form (the simulator has none)."""
-    kernel = cuda.jit(cache=keeps_code())(function)
+    kernel = cuda.jit(function)
     if cuda_driver.SIMULATED:
         return kernel, None
+    from numba.cuda.dispatcher import CUDACache
+
+    keep_code(kernel, CUDACache)
     announce()
     return kernel, kernel.compile(signature)
 

@@ -18,14 +18,16 @@ import struct
 import sys
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 from numba.core import types
 
+from .. import buffers
 from . import CHANGED, MAY_OVERLAP, cpu
+from .compiling import once
 from .memory import half, put, word
 from .specialise import specialised
 
@@ -60,7 +62,8 @@ COUNTS_NONE = sys.version_info < (3, 12)
     IN_SLOT,  # what it holds there
     IN_OTHER_SLOT,
     GRAD_TYPE,  # the class of its gradient
-    GRAD_LIKE,  # 1 + the number of the array that has the gradient's shape; 0: look no further
+    GRAD_LIKE,  # 1 + the number of the array that has the gradient's shape; 0: look no further;
+    # -1: nor that, but say that it has moved
     GRAD_DTYPE,
     GRAD_FLAGS,
     GRAD_ITEMSIZE,
@@ -69,7 +72,6 @@ COUNTS_NONE = sys.version_info < (3, 12)
     OWNER_SIZE,
 ) = range(11)
 ARRAY, ITS_DATA, ITS_DTYPE, ITS_AXES, ITS_FLAGS, ITS_SHAPE, ARRAY_SIZE = range(7)
-
 
 
 @numba.njit(error_model="numpy")
@@ -107,7 +109,7 @@ def same_gradient(record, owner, gradient, array):
         return False
     shape = word(gradient + SHAPE)
     expected = record + 8 * word(array + 8 * ITS_SHAPE)
-    for axis in range(axes):
+    for axis in range(axes):  # noqa: SIM110, what Numba compiles well
         if word(shape + 8 * axis) != word(expected + 8 * axis):
             return False
     return True
@@ -195,10 +197,10 @@ def look(record, owners):
             if COUNTS_NONE:
                 put(nothing + REFERENCES, word(nothing + REFERENCES) - 1)
         like = word(part + 8 * GRAD_LIKE)
-        if like > 0:
-            if not same_gradient(
-                record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)
-            ):
+        if like < 0:
+            moved += 1
+        elif like > 0:
+            if not same_gradient(record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)):
                 return CHANGED
             data = word(gradient + DATA)
             cell = word(part + 8 * CELL)
@@ -260,17 +262,17 @@ def shapes(objects, found, places, first):
     return place
 
 
-@lru_cache(maxsize=None)
+@once
 def _compiled(function: Any, *arguments: Any) -> Any:
     _probe()
-    specimen = specialised(function, function.__name__, {})
-    return cpu.compile_function(specimen, types.int64(*arguments), nogil=False)
+    template = specialised(function, function.__name__, {})
+    return cpu.compile_function(template, types.int64(*arguments), nogil=False)
 
 
-_NUMBER, _VECTOR, _MATRIX = types.int64, types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "C")
+_NUMBER = types.int64
+_VECTOR, _MATRIX = types.Array(_NUMBER, 1, "C"), types.Array(_NUMBER, 2, "C")
 
 
-@lru_cache(maxsize=None)
 def _probe() -> None:
     """Raise RuntimeError unless objects are laid out as the pass expects."""
 
@@ -303,10 +305,11 @@ def _probe() -> None:
         2,
         id(None),
     )
-    if found != expected:
+    # A Python without a global lock counts references in another way, too.
+    if found != expected or object.__basicsize__ != 16:
         raise RuntimeError(
             f"this Python or NumPy {np.__version__} lays out its objects unlike those that genesis "
-            "knows: please report this, with your versions of both"
+            "knows: take CPython of 64 bits with its global lock, or report this with your versions"
         )
 
 
@@ -333,7 +336,8 @@ class Watch:
         contents: for each owner what the first two hold.
         gradients: for each owner its gradient, or None.
         likes: for each owner the position in `arrays` of that which has the gradient's shape; -1
-            where the gradient is not to be looked at but for its class.
+            where the gradient is not to be looked at but for its class; -2 where it is to count as
+            one that has moved, besides.
         cells: for each owner the address where a table wants to know where the gradient lies, or 0.
         arrays: what the step writes.
 
@@ -375,7 +379,7 @@ class Watch:
         parts[:, GRAD_LIKE] = np.asarray(likes) + 1
         parts[:, GRAD_DATA] = -1
         parts[:, CELL] = cells
-        for i in np.flatnonzero(parts[:, GRAD_LIKE]):
+        for i in np.flatnonzero(parts[:, GRAD_LIKE] > 0):
             gradient = gradients[i]
             parts[i, GRAD_DTYPE] = id(gradient.dtype)
             parts[i, GRAD_FLAGS] = gradient.flags.num & FLAG_BITS
@@ -390,8 +394,8 @@ class Watch:
         kinds = {type(gradient) for gradient in gradients}
         dtypes = {id(g.dtype): g.dtype for g, like in zip(gradients, likes) if like >= 0}
         self._kept = list(owners), contents, list(arrays), kinds, dtypes
-        # While a weak reference to an array lives, NumPy does not resize it.
-        self._guards = [weakref.ref(array) for array in arrays]
+        # While a weak reference to the array that owns memory lives, NumPy does not resize it.
+        self._guards = [weakref.ref(buffers.owner_of_memory(array)) for array in arrays]
 
     def guard(self, regions: Regions) -> None:
         """Let the next comparisons check that gradients keep out of these regions."""

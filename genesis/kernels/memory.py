@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I32, _I64, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
 @intrinsic
@@ -45,14 +45,13 @@ def put(typing_context, address, value):
     return types.void(types.int64, types.int64), generate
 
 
-def pointer(kind: types.Type):
-    """A function `(address)` -> a pointer to numbers of this type there, for `numba.carray`."""
+@intrinsic
+def put_float(typing_context, address, value):
+    """Store a float64 at an address."""
 
-    @intrinsic
-    def convert(typing_context, address):
-        def generate(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+    def generate(context, builder, signature, arguments):
+        number = context.cast(builder, arguments[1], signature.args[1], types.float64)
+        builder.store(number, builder.inttoptr(arguments[0], _DOUBLE.as_pointer()))
+        return context.get_dummy_value()
 
-        return types.CPointer(kind)(types.int64), generate
-
-    return convert
+    return types.void(types.int64, value), generate

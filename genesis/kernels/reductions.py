@@ -17,6 +17,11 @@ def squares(total, value, exponent):
     return total + value * value
 
 
+def small_squares(total, value, scale):
+    part = value * scale
+    return total + part * part
+
+
 def magnitudes(total, value, exponent):
     return total + abs(value)
 
@@ -45,6 +50,17 @@ def added(total, other, exponent):
 
 START = {smallest: math.inf}
 """What a total begins with, where that is not 0."""
+
+EXACT = (small_squares,)
+"""Reductions whose arithmetic no compiler may reorder: the square of a product does not overflow where
+the product of squares does."""
+
+SMALL = {"float32": 2.0**-75, "float64": 2.0**-600}
+"""For each arithmetic what numbers are multiplied by so that no sum of their squares overflows. Any sum
+that overflows without is so large that nothing that counts is lost in the other direction."""
+
+LARGE = 2.0**1000
+"""Sums of squares below this can be added up without a thought of overflow."""
 
 COMBINED = {largest: largest, smallest: smallest}
 """How two totals become one, where they are not added."""

@@ -6,7 +6,9 @@ rule imports nothing but `math` and holds no numbers: a literal would turn float
 float64 on a GPU. Complements such as `1 - beta` come ready-made from the host, which computes them
 in float64 (`optim/`). The order of operations is that of torch's single-tensor CPU path, except that
 Adam multiplies by 1 / sqrt(1 - beta2**t) where torch divides: a division less is a quarter of the
-time where data is in the cache, for at most one more rounding.
+time where data is in the cache, for at most one more rounding. A running average is torch's `lerp`: it
+starts from the end to which it comes closer, so that a weight of 1 gives the new value itself, and
+a decay rate of 0 forgets. The weight is the same for all elements, so the choice leaves the loop.
 
 `hyper` never holds the learning rate's sign, a loss scale or a clip factor: the loop multiplies the
 gradient by one `scale` before the rule sees it (-1 to maximize).
@@ -24,8 +26,9 @@ def accumulate(param, grad, state, hyper):
 
 
 def average(param, grad, state, hyper):
-    (weight,) = hyper
-    return param + weight * (grad - param), state
+    kept, weight = hyper
+    change = grad - param
+    return param + weight * change if weight < kept else grad - kept * change, state
 
 
 def sgd(param, grad, state, hyper):
@@ -105,7 +108,8 @@ def rmsprop_centered(param, grad, state, hyper):
     lr, weight_decay, alpha, beta, eps = hyper
     grad = grad + weight_decay * param
     square_avg = square_avg * alpha + beta * grad * grad
-    grad_avg = grad_avg + beta * (grad - grad_avg)
+    change = grad - grad_avg
+    grad_avg = grad_avg + beta * change if beta < alpha else grad - alpha * change
     denom = math.sqrt(square_avg - grad_avg * grad_avg) + eps
     return param - lr * grad / denom, (square_avg, grad_avg)
 
@@ -115,7 +119,8 @@ def rmsprop_centered_momentum(param, grad, state, hyper):
     lr, weight_decay, alpha, beta, eps, momentum = hyper
     grad = grad + weight_decay * param
     square_avg = square_avg * alpha + beta * grad * grad
-    grad_avg = grad_avg + beta * (grad - grad_avg)
+    change = grad - grad_avg
+    grad_avg = grad_avg + beta * change if beta < alpha else grad - alpha * change
     denom = math.sqrt(square_avg - grad_avg * grad_avg) + eps
     buf = buf * momentum + grad / denom
     return param - lr * buf, (square_avg, buf, grad_avg)
@@ -133,9 +138,10 @@ def adadelta(param, grad, state, hyper):
 
 def adamax(param, grad, state, hyper):
     exp_avg, exp_inf = state
-    step_size, weight_decay, beta1c, beta2, eps = hyper
+    step_size, weight_decay, beta1, beta1c, beta2, eps = hyper
     grad = grad + weight_decay * param
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_inf = exp_inf * beta2
     size = math.fabs(grad) + eps
     if size > exp_inf or size != size:  # so written, NaN passes through from either side
@@ -145,9 +151,10 @@ def adamax(param, grad, state, hyper):
 
 def adam(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, weight_decay, beta1c, beta2, beta2c, per_root, eps = hyper
+    step_size, weight_decay, beta1, beta1c, beta2, beta2c, per_root, eps = hyper
     grad = grad + weight_decay * param
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = math.sqrt(exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
@@ -155,9 +162,10 @@ def adam(param, grad, state, hyper):
 
 def adam_amsgrad(param, grad, state, hyper):
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    step_size, weight_decay, beta1c, beta2, beta2c, per_root, eps = hyper
+    step_size, weight_decay, beta1, beta1c, beta2, beta2c, per_root, eps = hyper
     grad = grad + weight_decay * param
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     if not exp_avg_sq <= max_exp_avg_sq:  # so written, NaN passes through
         max_exp_avg_sq = exp_avg_sq
@@ -167,9 +175,10 @@ def adam_amsgrad(param, grad, state, hyper):
 
 def adamw(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, kept, beta1c, beta2, beta2c, per_root, eps = hyper
+    step_size, kept, beta1, beta1c, beta2, beta2c, per_root, eps = hyper
     param = param * kept
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = math.sqrt(exp_avg_sq) * per_root + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
@@ -177,9 +186,10 @@ def adamw(param, grad, state, hyper):
 
 def adamw_amsgrad(param, grad, state, hyper):
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
-    step_size, kept, beta1c, beta2, beta2c, per_root, eps = hyper
+    step_size, kept, beta1, beta1c, beta2, beta2c, per_root, eps = hyper
     param = param * kept
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     if not exp_avg_sq <= max_exp_avg_sq:
         max_exp_avg_sq = exp_avg_sq
@@ -189,9 +199,10 @@ def adamw_amsgrad(param, grad, state, hyper):
 
 def nadam(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    grad_size, avg_size, weight_decay, beta1c, beta2, beta2c, correction2, eps = hyper
+    grad_size, avg_size, weight_decay, beta1, beta1c, beta2, beta2c, correction2, eps = hyper
     grad = grad + weight_decay * param
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = math.sqrt(exp_avg_sq / correction2) + eps
     param = param - grad_size * grad / denom
@@ -200,9 +211,10 @@ def nadam(param, grad, state, hyper):
 
 def nadam_decoupled(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    grad_size, avg_size, kept, beta1c, beta2, beta2c, correction2, eps = hyper
+    grad_size, avg_size, kept, beta1, beta1c, beta2, beta2c, correction2, eps = hyper
     param = param * kept
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = math.sqrt(exp_avg_sq / correction2) + eps
     param = param - grad_size * grad / denom
@@ -211,9 +223,10 @@ def nadam_decoupled(param, grad, state, hyper):
 
 def radam(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, weight_decay, beta1c, beta2, beta2c, fixed, eps = hyper
+    step_size, weight_decay, beta1, beta1c, beta2, beta2c, fixed, eps = hyper
     grad = grad + weight_decay * param
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = fixed if fixed else math.sqrt(exp_avg_sq) + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)
@@ -221,9 +234,10 @@ def radam(param, grad, state, hyper):
 
 def radam_decoupled(param, grad, state, hyper):
     exp_avg, exp_avg_sq = state
-    step_size, kept, beta1c, beta2, beta2c, fixed, eps = hyper
+    step_size, kept, beta1, beta1c, beta2, beta2c, fixed, eps = hyper
     param = param * kept
-    exp_avg = exp_avg + beta1c * (grad - exp_avg)
+    change = grad - exp_avg
+    exp_avg = exp_avg + beta1c * change if beta1c < beta1 else grad - beta1 * change
     exp_avg_sq = exp_avg_sq * beta2 + beta2c * grad * grad
     denom = fixed if fixed else math.sqrt(exp_avg_sq) + eps
     return param - step_size * exp_avg / denom, (exp_avg, exp_avg_sq)

@@ -67,17 +67,38 @@ def addresses(columns: int):
 
 
 @lru_cache(maxsize=None)
-def scalars(count: int):
-    """A function `(array)` -> its `count` elements as a tuple, to be kept in registers."""
+def row(columns: int):
+    """A function `(address of the table, row)` -> the row's addresses as a tuple."""
 
     @intrinsic
-    def read_scalars(typing_context, array):
+    def read_row(typing_context, table, row):
         def generate(context, builder, signature, arguments):
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            data = builder.inttoptr(arguments[0], _I64.as_pointer())
+            first = builder.mul(arguments[1], _I64(columns))
+            values = [
+                builder.load(builder.gep(data, [builder.add(first, _I64(column))]))
+                for column in range(columns)
+            ]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(types.int64, columns)(types.int64, types.int64), generate
+
+    return read_row
+
+
+@lru_cache(maxsize=None)
+def scalars(count: int, number: types.Float):
+    """A function `(address)` -> the `count` numbers there as a tuple, to be kept in registers."""
+
+    @intrinsic
+    def read_scalars(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            kind = context.get_value_type(number)
+            data = builder.inttoptr(arguments[0], kind.as_pointer())
             values = [builder.load(builder.gep(data, [_I64(k)])) for k in range(count)]
             return context.make_tuple(builder, signature.return_type, values)
 
-        return types.UniTuple(array.dtype, count)(array), generate
+        return types.UniTuple(number, count)(types.int64), generate
 
     return read_scalars
 

@@ -15,7 +15,6 @@ import queue
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,13 +65,6 @@ def get_num_threads() -> int:
     return _number
 
 
-class Job(NamedTuple):
-    """A call for helpers to make, and what must live until the last of them is done."""
-
-    run: Callable[[], object]
-    kept: Any
-
-
 class _Team:
     """Helper threads, started when first needed, that take jobs from one queue."""
 
@@ -99,7 +91,7 @@ class _Team:
 
     def _work(self) -> None:
         while True:
-            self.jobs.get().run()
+            self.jobs.get()()
 
 
 _team = _Team()
@@ -125,6 +117,6 @@ def helpers(chunks: int, bytes_moved: int) -> int:
     return _team.ready(wanted) if wanted > 0 else 0
 
 
-def calls(job: Job, helpers: int) -> list[partial]:
+def calls(job: Callable, helpers: int) -> list[partial]:
     """The calls, of a function written in C, that give a job to helpers."""
     return [partial(_team.jobs.put, job)] * helpers

@@ -1,6 +1,6 @@
 """Optimizers: one small class a family, with the names and defaults of `torch.optim`."""
 
-from . import lr_scheduler, swa_utils
+from . import lr_scheduler, schedules, swa_utils
 from .adadelta import Adadelta
 from .adafactor import Adafactor
 from .adagrad import Adagrad
@@ -43,5 +43,6 @@ __all__ = [
     "param_groups_weight_decay",
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",
+    "schedules",
     "swa_utils",
 ]

@@ -84,6 +84,7 @@ class Adadelta(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.number(group, "rho", most=1)
         checks.flags(group, "maximize")
 

@@ -36,6 +36,9 @@ class Adafactor(PerTensor):
     RMS is over the whole tensor. A parameter with fewer than two axes keeps the average :math:`V` of
     :math:`G^2` itself.
 
+    While a step lasts it takes memory for one more copy of all parameters that it updates: they are
+    written together at its end, so that a step which fails or is interrupted has changed nothing.
+
     Args:
         params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts, on the
             CPU.
@@ -99,14 +102,14 @@ class Adafactor(PerTensor):
     def _check(self, group: dict[str, Any]) -> None:
         checks.number(group, "lr", "learning rate")
         checks.number(group, "weight_decay")
-        checks.number({"-beta2_decay": _minus(group["beta2_decay"])}, "-beta2_decay")
-        eps = group["eps"]
+        checks.number({"-beta2_decay": _minus(checks.entry(group, "beta2_decay"))}, "-beta2_decay")
+        eps = checks.entry(group, "eps")
         if not isinstance(eps, (tuple, list)) or len(eps) != 2:
             raise ValueError(f"Invalid eps: {eps!r}, expected a pair of numbers")
         checks.number(eps, 1, "epsilon2 value")
         if eps[0] is not None:
             checks.number(eps, 0, "epsilon1 value")
-        checks.number(group, "d", "clipping threshold d")
+        checks.number(group, "d", "clipping threshold d", infinite=True)
         if group["d"] < 1:
             raise ValueError(f"Invalid clipping threshold d: {group['d']}, expected at least 1")
         checks.flags(group, "maximize")
@@ -132,7 +135,7 @@ class Adafactor(PerTensor):
     def _update(
         self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
         state: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
         step = state["step"]
         number = arithmetic(parameter.dtype)
         eps1, eps2 = group["eps"]
@@ -150,23 +153,28 @@ class Adafactor(PerTensor):
                 state["col_var"].astype(number).reshape(column_mean.shape), column_mean, weight
             )
             mean = np.maximum(row.mean(axis=-2, keepdims=True), number.type(eps1))
-            state["row_var"][...] = row.reshape(state["row_var"].shape)
-            state["col_var"][...] = column.reshape(state["col_var"].shape)
+            averages = {
+                "row_var": row.reshape(state["row_var"].shape),
+                "col_var": column.reshape(state["col_var"].shape),
+            }
             estimate: Any = _Factored(row, column, mean)
         else:
             grad = np.multiply(gradient, scale, dtype=number)
             variance = lerp(state["variance"].astype(number), grad * grad, weight)
-            state["variance"][...] = variance
+            averages = {"variance": variance}
             estimate = variance.reshape(1, 1, -1)
         # The square of eps1, since the root is taken afterwards.
         least = number.type(eps1 * eps1)
         size = tensor.root_mean_square_of_update(estimate, least)
         kept = 1 - group["lr"] * group["weight_decay"]
-        tensor.move(estimate, least, -length / max(1.0, size / group["d"]), kept)
+        return tensor.moved(estimate, least, -length / max(1.0, size / group["d"]), kept), averages
 
 
 def _minus(value: Any) -> Any:
-    return -value if isinstance(value, (int, float, np.floating, np.integer)) else value
+    """`-value` of a number; anything else as it is, for `checks.number` to refuse."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        return value
+    return -value.item() if isinstance(value, np.generic) else -value  # -np.uint8(1) is 255
 
 
 class _Factored:
@@ -189,7 +197,7 @@ class _Blocks:
     """
 
     def __init__(self, parameter: np.ndarray, gradient: np.ndarray, scale: float, number: np.dtype):
-        self._original = parameter
+        self._original_shape = parameter.shape
         self._shape = (math.prod(parameter.shape[:-2]), *((1, 1) + parameter.shape)[-2:])
         self._parameter = parameter.reshape(self._shape)
         self._gradient = gradient.reshape(self._shape)
@@ -250,8 +258,9 @@ class _Blocks:
             total += float(update.sum())
         return math.sqrt(total / self._parameter.size)
 
-    def move(self, estimate: Any, least: np.floating, length: float, kept: float) -> None:
-        """Shrink the parameter to `kept` of itself and add the update times `length`."""
+    def moved(self, estimate: Any, least: np.floating, length: float, kept: float) -> np.ndarray:
+        """The parameter, shrunk to `kept` of itself, plus the update times `length`."""
+        moved = np.empty_like(self._parameter)
         for block in self._blocks():
             update = self._update(estimate, least, block)
             update *= self._number.type(length)
@@ -259,6 +268,5 @@ class _Blocks:
             if kept != 1:
                 values *= self._number.type(kept)
             values += update
-            self._parameter[block] = values
-        if not np.may_share_memory(self._parameter, self._original):  # its axes could not be merged
-            self._original[...] = self._parameter.reshape(self._original.shape)
+            moved[block] = values
+        return moved.reshape(self._original_shape)

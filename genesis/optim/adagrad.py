@@ -88,6 +88,7 @@ class Adagrad(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.number(group, "lr_decay")
         checks.number(group, "initial_accumulator_value")
         checks.flags(group, "maximize")

@@ -94,6 +94,7 @@ class Adam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "amsgrad", "maximize")
 
@@ -108,10 +109,10 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
         per_root = 1 / (1 - beta2**step) ** 0.5
-        decay = group["weight_decay"]
+        decay, eps = group["weight_decay"], group["eps"]
         if self._decoupled:
             decay = 1 - group["lr"] * decay
-        return step_size, decay, 1 - beta1, beta2, 1 - beta2, per_root, group["eps"]
+        return step_size, decay, beta1, 1 - beta1, beta2, 1 - beta2, per_root, eps
 
 
 class AdamW(Adam):

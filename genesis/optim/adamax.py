@@ -83,6 +83,7 @@ class Adamax(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "maximize")
 
@@ -92,4 +93,4 @@ class Adamax(Optimizer):
     def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1 ** numbers["step"])
-        return step_size, group["weight_decay"], 1 - beta1, beta2, group["eps"]
+        return step_size, group["weight_decay"], beta1, 1 - beta1, beta2, group["eps"]

@@ -37,7 +37,7 @@ class ASGD(Optimizer):
         lr: learning rate, at least 0. Default: 1e-2.
         lambd: decay of the parameter, and of the learning rate, at least 0. Default: 1e-4.
         alpha: power with which the learning rate falls, at least 0. Default: 0.75.
-        t0: number of updates before averaging starts, at least 0. Default: 1e6.
+        t0: number of updates before averaging starts, at least 0; inf, it never does. Default: 1e6.
         weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
         maximize: go up the gradient instead of down. Default: False.
         options: how state is kept and rounded: `master_weights`, `state_dtype` and
@@ -94,7 +94,7 @@ class ASGD(Optimizer):
         checks.common(group)
         checks.number(group, "lambd")
         checks.number(group, "alpha")
-        checks.number(group, "t0")
+        checks.number(group, "t0", infinite=True)
         checks.flags(group, "maximize")
 
     def _rule(self, group: dict[str, Any]) -> Rule:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,42 +17,98 @@ from ..sparse import RowsView
 
 
 def number(
-    group: Any, name: Any, title: str = "", *, below: float = math.inf, most: float = math.inf
+    group: Any,
+    name: Any,
+    title: str = "",
+    *,
+    least: float = 0,
+    below: float = math.inf,
+    most: float = math.inf,
+    positive: bool = False,
+    infinite: bool = False,
 ) -> None:
-    """Raise unless `group[name]` is a number of at least 0, less than `below` and at most `most`."""
-    value = group[name]
+    """Raise unless `group[name]` is a number in the range, and finite.
+
+    A number is a Python or NumPy scalar, not True or False, and no array.
+
+    Args:
+        group: the group's dict, or a pair in it.
+        name: the key, or the index in the pair.
+        title: what a message calls it. Default: "", "`name` value".
+        least: what it must be at least, 0 or -inf. Default: 0.
+        below: what it must be less than. Default: anything.
+        most: what it may be at most. Default: anything.
+        positive: 0 is not allowed either. Default: False.
+        infinite: inf makes sense, too. Default: False.
+    """
+    value = entry(group, name)
     title = title or f"{name} value"
-    if not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"Invalid {title}: {value!r}, expected a number")
-    if not 0 <= value <= most or below <= value < math.inf:
-        expected = "at least 0"
-        if math.isfinite(below):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(
+            f"Invalid {title}: {value!r}, expected a number"
+            + (": take array.item()" if isinstance(value, np.ndarray) and value.size == 1 else "")
+        )
+    sensible = _is_finite(value) or (infinite and value == math.inf)
+    high_enough = value > 0 if positive else value >= least
+    low_enough = value <= most and (below == math.inf or value < below)
+    if not (sensible and high_enough and low_enough):
+        expected = "more than 0" if positive else "at least 0"
+        if least < 0:
+            expected = "one that is finite"
+        elif below < math.inf:
             expected = f"in [0, {below:g})"
-        elif math.isfinite(most):
+        elif most < math.inf:
             expected = f"in [0, {most:g}]"
+        elif not infinite:
+            expected += " and finite"
         raise ValueError(f"Invalid {title}: {value}, expected {expected}")
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def entry(group: Any, name: Any) -> Any:
+    """`group[name]`; ValueError if a group has no such entry."""
+    try:
+        return group[name]
+    except KeyError:
+        raise ValueError(f"Invalid group: it has no {name!r}, set group[{name!r}]") from None
+
+
 def lr(group: dict[str, Any]) -> None:
-    """Raise unless the group's learning rate is valid."""
+    """Raise unless the group's learning rate is a number of at least 0."""
     number(group, "lr", "learning rate")
 
 
 def common(group: dict[str, Any]) -> None:
-    """Raise unless the group's learning rate, weight decay and eps, where it has one, are valid."""
+    """Raise unless the group's learning rate and weight decay are numbers of at least 0."""
     lr(group)
     number(group, "weight_decay")
-    if "eps" in group:
-        number(group, "eps", "epsilon value")
 
 
-def pair(group: dict[str, Any], name: str, title: str, *, below: float = math.inf) -> None:
-    """Raise unless `group[name]` is a pair of numbers of at least 0 and less than `below`."""
-    value = group[name]
+def eps(group: dict[str, Any], *, positive: bool = False) -> None:
+    """Raise unless `group["eps"]` is a number of at least 0, or if `positive` of more than 0."""
+    number(group, "eps", "epsilon value", positive=positive)
+
+
+def pair(
+    group: dict[str, Any],
+    name: str,
+    title: str,
+    *,
+    below: float = math.inf,
+    infinite: bool = False,
+) -> None:
+    """Raise unless `group[name]` is a pair, a tuple or list, of numbers as `number` wants them."""
+    value = entry(group, name)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}, expected a pair of numbers")
     for i in range(2):
-        number(value, i, f"{title} at index {i}", below=below)
+        number(value, i, f"{title} at index {i}", below=below, infinite=infinite)
 
 
 def betas(group: dict[str, Any]) -> None:
@@ -60,39 +116,59 @@ def betas(group: dict[str, Any]) -> None:
     pair(group, "betas", "beta parameter", below=1)
 
 
+def count(group: dict[str, Any], name: str, *, least: int, most: int | None = None) -> None:
+    """Raise unless `group[name]` is an int, not True or False, in the range."""
+    value = entry(group, name)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"Invalid {name} value: {value!r}, expected an int")
+    if value < least or (most is not None and value > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"Invalid {name} value: {value}, expected {expected}")
+
+
 def flags(group: dict[str, Any], *names: str) -> None:
     """Raise unless each of the group's named entries is True or False."""
     for name in names:
-        if not isinstance(group[name], (bool, np.bool_)):
-            raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
+        value = entry(group, name)
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"Invalid {name}: {value!r}, expected True or False")
+
+
+def choice(group: dict[str, Any], name: str, known: tuple[str, ...]) -> None:
+    """Raise unless `group[name]` is None or one of the strings in `known`."""
+    value = entry(group, name)
+    if value is not None and not (isinstance(value, str) and value in known):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"Invalid {name}: {value!r}, expected None or one of {names}")
 
 
 # ---- what has changed since the last check ----
 
 
 def snapshot(group: dict[str, Any]) -> dict[str, Any]:
-    """A group as it is now, for `same` and `changes`: of lists, which can be edited, copies."""
-    return {
-        name: list(value) if type(value) is list and name != "params" else value
-        for name, value in group.items()
-    }
+    """A group as it is now, for `same`, and for the host's arithmetic.
+
+    Of pairs in lists, which can be edited, it has copies, and Python's numbers in place of NumPy's,
+    whose types may be narrower than float64.
+    """
+    return {name: value if name == "params" else plain(value) for name, value in group.items()}
+
+
+def plain(value: Any) -> Any:
+    """A hyper-parameter with Python's numbers in it, in place of NumPy's."""
+    if isinstance(value, (np.floating, np.integer, np.bool_)):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
 
 
 def same(settings: dict[str, Any] | None, group: dict[str, Any]) -> bool:
     """Whether a group is as it was when the snapshot was taken."""
     try:
         return settings == group
-    except ValueError:  # a user's own entries may be arrays, which do not compare to one truth
+    except (TypeError, ValueError):  # a user's own entries may be arrays, which have no one truth
         return False
-
-
-def changes(settings: dict[str, Any], group: dict[str, Any]) -> list[str]:
-    """The names of entries that were not there, or were others, when the snapshot was taken."""
-    return [
-        name
-        for name, value in group.items()
-        if name not in settings or not same({name: settings[name]}, {name: value})
-    ]
 
 
 def warn(message: str) -> None:
@@ -257,9 +333,7 @@ def state_number(value: Any, name: str, what: str) -> Any:
         raise TypeError(f"state {name!r} of {what} must be a number, but is {value!r}")
     if name == "step":
         if not (value >= 0 and float(value).is_integer()):
-            raise ValueError(
-                f"state 'step' of {what} must be a count of updates, but is {value!r}"
-            )
+            raise ValueError(f"state 'step' of {what} must be a count of updates, but is {value!r}")
         return int(value)
     return float(value)
 
@@ -303,3 +377,55 @@ def outside(
 
 def _described(what: str, name: str) -> str:
     return f"state {name!r} of {what}" if name else f"the array of {what}"
+
+
+# ---- arrays, where they are looked at one by one ----
+
+
+class Used(NamedTuple):
+    """An array that a step uses, as it should be.
+
+    Attributes:
+        what: what messages call it.
+        array: the array, or whatever somebody put in its place.
+        shape: the shape that it must have.
+        device: where it must be.
+    """
+
+    what: str
+    array: Any
+    shape: tuple[int, ...]
+    device: str = "cpu"
+
+
+def arrays(written: list[Used], others: list[Used]) -> None:
+    """Raise TypeError or ValueError unless a step can use these arrays as they are now.
+
+    Args:
+        written: what the step changes: writable, and each in memory of its own.
+        others: what it reads, or must leave as it is: in memory that it does not change.
+    """
+    views = []
+    for used in (*written, *others):
+        view = buffers.check(used.array, used.what)
+        if view.shape != used.shape:
+            raise ValueError(
+                f"{used.what} has shape {view.shape}, but must have {used.shape}: give it that shape "
+                "again, or put another array in its place"
+            )
+        device = buffers.layout(view).device
+        if device != used.device:
+            raise ValueError(
+                f"{used.what} is on {device}, but must be on {used.device}: move all of an "
+                f"optimizer's arrays with optimizer.to({used.device!r})"
+            )
+        views.append(view)
+    for used, view in zip(written, views):
+        buffers.check_writable(view, used.what)
+    pair = buffers.overlapping(views[: len(written)], views[len(written) :])
+    if pair is None:
+        return
+    first, second = ((*written, *others)[i].what for i in pair)
+    if pair[1] < len(written):
+        raise ValueError(f"{first} and {second} share memory: give each an array of its own")
+    raise ValueError(f"{second} shares memory with {first}, which the step changes: assign a copy")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import buffers, kernels
+from ..commit import assign, commit, prepared
 from ..kernels import rules
 from ..parameter import Parameter
 from . import checks
@@ -64,9 +66,9 @@ class LBFGS(Optimizer):
     Raises:
         TypeError: no closure, a closure that returns no number, a sparse gradient, or a
             hyper-parameter of a wrong type.
-        ValueError: several groups, `max_norm`, or an impossible hyper-parameter. If a closure raises
-            or returns no number in the middle of a step, the parameters and the state are put back
-            to where they were before the step.
+        ValueError: several groups, `max_norm`, an impossible hyper-parameter, or arrays that do not
+            fit each other any more. Whatever ends a step before its time, an error in the closure or
+            Ctrl-C at any moment, the parameters and the state are those from before the step.
 
     State, kept under the first parameter: "func_evals", "n_iter", and after the first iteration "d"
     (the direction), "t" (the step length), "old_dirs" (:math:`y`), "old_stps" (:math:`s`), "ro"
@@ -130,15 +132,11 @@ class LBFGS(Optimizer):
         checks.number(group, "tolerance_grad")
         checks.number(group, "tolerance_change")
         for name in ("max_iter", "max_eval", "history_size"):
-            value = group[name]
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"Invalid {name} value: {value!r}, expected an int")
-            if value < 1:
-                raise ValueError(f"Invalid {name} value: {value}, expected at least 1")
-        if group["line_search_fn"] not in (None, "strong_wolfe"):
+            checks.count(group, name, least=1)
+        search = checks.entry(group, "line_search_fn")
+        if search is not None and not (isinstance(search, str) and search == "strong_wolfe"):
             raise ValueError(
-                f"Invalid line_search_fn: {group['line_search_fn']!r}, only 'strong_wolfe' is "
-                "supported, or None"
+                f"Invalid line_search_fn: {search!r}, only 'strong_wolfe' is supported, or None"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -151,8 +149,8 @@ class LBFGS(Optimizer):
 
     def _step(
         self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
+        closure: Callable[[], Any] | None = None,
+        max_norm: float | None = None,
         inverse_scale: float | None = None,
     ) -> Any:
         if closure is None or not callable(closure):
@@ -170,17 +168,20 @@ class LBFGS(Optimizer):
         (group,) = self.param_groups
         self._check_all(group)
         parameters = group["params"]
-        history = _History.of(self.state.get(parameters[0]) or {})
         problem = _Problem(parameters, closure, self._check_gradient, group)
-        start = problem.point()
+        history = _History.of(self.state.get(parameters[0]) or {}, problem)
+        outcome = problem.restoring()
+        finish = prepared(outcome)
         try:
-            first_loss = _iterate(problem, start.copy(), history, group)
-        except BaseException:
-            problem.move_to(start)
-            raise
-        history.func_evals += problem.calls
-        self.state[parameters[0]] = history.entries(group["history_size"])
-        self._step_count += 1
+            first_loss = _iterate(problem, problem.point(), history, group)
+            history.func_evals += problem.calls
+            entries = history.entries(group["history_size"])
+            outcome[:] = [
+                self.state.updating({parameters[0]: entries}),
+                partial(setattr, self, "_step_count", self._step_count + 1),
+            ]
+        finally:
+            finish()  # one call and no other, as nothing can come before it, not even a second Ctrl-C
         return first_loss
 
     # ---- state ----
@@ -250,12 +251,13 @@ class _History:
         self.curvatures: list[float] = []
 
     @classmethod
-    def of(cls, entries: dict[str, Any]) -> _History:
-        """The history that state holds, in lists of its own."""
+    def of(cls, entries: dict[str, Any], problem: _Problem) -> _History:
+        """The history that state holds, in lists of its own, for a problem that it suits."""
         history = cls()
         history.func_evals = entries.get("func_evals", 0)
         history.n_iter = entries.get("n_iter", 0)
         if history.n_iter:
+            problem.check_state(entries)
             history.direction = entries["d"]
             history.length = entries["t"]
             history.gradient_changes = list(entries["old_dirs"])
@@ -348,26 +350,75 @@ class _Problem:
         self._dtype = _arithmetic(parameters)
         ends = itertools.accumulate(p.size for p in parameters)
         self._parts = [slice(end - p.size, end) for end, p in zip(ends, parameters)]
+        self._views = [p._view for p in parameters]
+        self._written = [
+            checks.Used(checks.label(i, p), p._view, p.shape, p.device)
+            for i, p in enumerate(parameters)
+        ]
         self.calls = 0
         self.loss: Any = None
+        checks.arrays(self._written, self._gradients())
+
+    def _gradients(self) -> list[checks.Used]:
+        """The gradients that there are, and how they must be."""
+        for parameter in self._parameters:
+            self._check_gradient(self._group, parameter)
+        return [
+            checks.Used(f"the gradient of {used.what}", p._grad_view, used.shape, used.device)
+            for p, used in zip(self._parameters, self._written)
+            if p._grad_view is not None
+        ]
+
+    def check_state(self, entries: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless the vectors in this state fit the parameters."""
+        shape = (self._parts[-1].stop,)
+        title = self._written[0].what
+        missing = {*LBFGS._sometimes} - {"al"} - entries.keys()
+        if missing:
+            raise ValueError(
+                f"the state of {title} has no {sorted(missing)}: clear it with optimizer.state.clear()"
+            )
+        vectors = {f"state {name!r} of {title}": entries[name] for name in ("d", "prev_flat_grad")}
+        for name in ("old_dirs", "old_stps"):
+            if len(entries[name]) != len(entries["ro"]):
+                raise ValueError(
+                    f"state {name!r} of {title} has {len(entries[name])} vectors for "
+                    f"{len(entries['ro'])} numbers in 'ro': clear it with optimizer.state.clear()"
+                )
+            for i, vector in enumerate(entries[name]):
+                vectors[f"vector {i} in state {name!r} of {title}"] = vector
+        checks.arrays(
+            self._written, [checks.Used(what, vector, shape) for what, vector in vectors.items()]
+        )
+        for what, vector in vectors.items():
+            if vector.dtype != self._dtype:
+                raise TypeError(
+                    f"{what} has dtype {vector.dtype}, but must have {self._dtype}: convert it with "
+                    f"array.astype(numpy.{self._dtype})"
+                )
 
     def point(self) -> Vector:
         """The parameters' values."""
-        return self._gathered([buffers.given(p._view) for p in self._parameters])
+        return self._gathered(self._views)
 
     def move_to(self, point: Vector) -> None:
         """Set the parameters' values."""
-        for parameter, part in zip(self._parameters, self._parts):
-            values = point[part].reshape(parameter.shape)
+        with np.errstate(over="ignore"):
+            moves = [
+                _setting(view, point[part].reshape(view.shape))
+                for view, part in zip(self._views, self._parts)
+            ]
+        for parameter in self._parameters:
             parameter.changed()
-            if parameter.device == "cpu":
-                with np.errstate(over="ignore"):
-                    parameter._view[...] = values
-                continue
-            values = buffers.copy_beside(values, parameter._view)
-            launch = kernels.prepare(rules.copy, [[buffers.view(values)], [parameter._view]], 0)
-            launch.set_scalars(1.0, ())
-            launch.run()
+        commit(moves)
+
+    def restoring(self) -> list[partial]:
+        """The calls that put back the parameters' values as they are now."""
+        return [
+            *(_setting(view, buffers.host_copy(buffers.given(view))) for view in self._views),
+            # These run Python code, so they come after all the others.
+            *(partial(parameter.changed) for parameter in self._parameters),
+        ]
 
     def evaluate(self) -> tuple[float, Vector]:
         """The loss and its gradient where the parameters are."""
@@ -379,21 +430,41 @@ class _Problem:
             raise TypeError(
                 f"the closure must return the loss, a number, but returned {self.loss!r}"
             ) from None
-        for parameter in self._parameters:
-            self._check_gradient(self._group, parameter)
-        return loss, self._gathered([p.grad for p in self._parameters])
+        for parameter, view, used in zip(self._parameters, self._views, self._written):
+            if parameter._view is not view:
+                raise ValueError(
+                    f"{used.what} was given another array by the closure: a step moves the array that "
+                    "it began with, so assign data between steps"
+                )
+        checks.arrays(self._written, self._gradients())
+        return loss, self._gathered([p._grad_view for p in self._parameters])
 
-    def _gathered(self, arrays: list[Any]) -> Vector:
+    def _gathered(self, views: Sequence[np.ndarray | None]) -> Vector:
         vector = np.empty(self._parts[-1].stop, self._dtype)
         with np.errstate(over="ignore"):
-            for array, part in zip(arrays, self._parts):
-                if array is None:
+            for view, part in zip(views, self._parts):
+                if view is None:
                     vector[part] = 0
                     continue
-                if buffers.is_device_array(array):
-                    array = buffers.host_copy(array)
-                vector[part].reshape(array.shape)[...] = array
+                if isinstance(view, buffers.DeviceView):
+                    view = buffers.host_copy(buffers.given(view))
+                vector[part].reshape(view.shape)[...] = view
         return vector
+
+
+def _setting(view: np.ndarray, values: np.ndarray) -> partial:
+    """The call that writes host values into the array that a view shows."""
+    if not isinstance(view, buffers.DeviceView):
+        return assign(view, values)
+    copy = buffers.copy_beside(values, view)
+    launch = kernels.prepare(rules.copy, [[buffers.view(copy)], [view]], 0)
+    launch.set_scalars(1.0, ())
+    return partial(_run, launch, copy)
+
+
+def _run(launch: kernels.Launch, held: Any) -> None:
+    """Run a launch; the arrays that it works on live as long as this call is prepared."""
+    launch.run()
 
 
 def _arithmetic(parameters: list[Parameter]) -> np.dtype:

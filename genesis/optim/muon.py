@@ -30,6 +30,10 @@ class Muon(PerTensor):
     0.7 and 1.2. It is done in the parameter's arithmetic, float64 or float32, by BLAS (which has
     threads of its own); torch does it in bfloat16, so that updates differ by 1 or 2 percent.
 
+    While a step lasts it takes memory for one more copy of all parameters and momenta that it updates:
+    they are written together at its end, so that a step which fails or is interrupted has changed
+    nothing.
+
     Meant for the hidden matrices of a network; biases, norms, embeddings and the output layer
     belong to an `AdamW` of their own.
 
@@ -100,22 +104,20 @@ class Muon(PerTensor):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.number(group, "momentum")
         checks.flags(group, "nesterov")
-        coefficients = group["ns_coefficients"]
+        checks.count(group, "ns_steps", least=0, most=99)
+        coefficients = checks.entry(group, "ns_coefficients")
         if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 3:
             raise ValueError(f"Invalid ns_coefficients: {coefficients!r}, expected three numbers")
-        for value in coefficients:
-            if not isinstance(value, (int, float, np.floating, np.integer)):
-                raise TypeError(f"Invalid ns_coefficients: {coefficients!r}, expected numbers")
-        steps = group["ns_steps"]
-        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-            raise TypeError(f"Invalid ns_steps value: {steps!r}, expected an int")
-        if not 0 <= steps < 100:
-            raise ValueError(f"Invalid ns_steps value: {steps}, expected 0 to 99")
-        if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        for i in range(3):
+            checks.number(coefficients, i, f"ns_coefficients at index {i}", least=-math.inf)
+        adjust = checks.entry(group, "adjust_lr_fn")
+        known = "original", "match_rms_adamw"
+        if adjust is not None and not (isinstance(adjust, str) and adjust in known):
             raise ValueError(
-                f"Adjust learning rate function {group['adjust_lr_fn']!r} is not supported: take "
+                f"Adjust learning rate function {adjust!r} is not supported: take "
                 '"original", "match_rms_adamw" or None'
             )
         for parameter in group.get("params", ()):
@@ -128,7 +130,7 @@ class Muon(PerTensor):
     def _update(
         self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
         state: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
         number = arithmetic(parameter.dtype)
         momentum = group["momentum"]
         grad = np.multiply(gradient, scale, dtype=number)
@@ -143,8 +145,7 @@ class Muon(PerTensor):
             lr = group["lr"] * math.sqrt(max(1, rows / columns))
         update *= -lr
         update += parameter.astype(number) * number.type(1 - group["lr"] * group["weight_decay"])
-        state["momentum_buffer"][...] = average
-        parameter[...] = update
+        return update, {"momentum_buffer": average}
 
 
 def orthogonalized(

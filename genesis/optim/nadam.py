@@ -97,6 +97,7 @@ class NAdam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.number(group, "momentum_decay")
         checks.flags(group, "decoupled_weight_decay", "maximize")
@@ -125,6 +126,7 @@ class NAdam(Optimizer):
             lr * (1 - momentum) / (1 - product),
             lr * later / (1 - product * later),
             1 - lr * decay if group["decoupled_weight_decay"] else decay,
+            beta1,
             1 - beta1,
             beta2,
             1 - beta2,

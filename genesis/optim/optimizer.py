@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from itertools import repeat
@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from .. import buffers, kernels
 from ..commit import commit
-from ..nn.utils.clip_grad import all_finite, check_max_norm
+from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
 from ..sparse import SparseGrad
 from . import checks, hooks, precision
-from .plan import Plan, Rule, StepPlan
+from .plan import ChangedMeanwhileError, Plan, Rule, StepPlan
 from .state import State
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-_set_gradient = Parameter._grad_view.__set__  # type: ignore[attr-defined]
+ATTEMPTS = 10
+"""How often a step makes its plan if another thread changes what it is made for meanwhile."""
+
+_set_gradient = vars(Parameter)["_grad_view"].__set__
 
 
 class Optimizer:
@@ -100,7 +103,7 @@ class Optimizer:
             )
 
     def _rule(self, group: dict[str, Any]) -> Rule:
-        """The rule that a group asks for and the names of its state buffers, in the rule's order."""
+        """The rule that a group asks for, whatever its "lr", and the names of the rule's buffers."""
         raise NotImplementedError(f"{type(self).__name__} must define _rule")
 
     def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +193,7 @@ class Optimizer:
         """
         if not hooks.concern(self):
             self._step(None, max_norm, inverse_scale)
-        elif all_finite([p.grad for p in self._parameters() if p.grad is not None]):
+        elif norm_and_finite(self._gradients(), inverse_scale)[1]:
 
             def step(_: Optimizer, *, max_norm: float | None = None) -> Any:
                 return self._step(None, max_norm, inverse_scale)
@@ -217,28 +220,28 @@ class Optimizer:
         loss = None if closure is None else closure()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         step = self._planned()
-        for plan, group in zip(step.plans, self.param_groups):
-            scale = -1.0 if group["maximize"] else 1.0
+        for plan in step.plans:
+            settings = plan.settings  # what was checked, whoever edits the group meanwhile
+            scale = -1.0 if settings["maximize"] else 1.0
             for bucket in plan.buckets:
                 before, after = bucket.numbers, bucket.after
-                after.update(self._next(group, before))
-                hyper = self._scalars_between(group, before, after, bucket.first)
+                after.update(self._next(settings, before))
+                hyper = self._scalars_between(settings, before, after, bucket.first)
                 bucket.launch.set_scalars(scale, hyper, after["step"])
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
-            norm = kernels.clip(launches, max_norm, inverse_scale)
-            if inverse_scale is not None and not math.isfinite(norm):  # type: ignore[arg-type]
+            self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
+            if inverse_scale is not None and not finite:
                 for plan in step.plans:
                     plan.release()
-                self._grad_norm, self.step_skipped, self._plans = norm, True, [step]
+                self.step_skipped, self._plans = True, [step]
                 return self if closure is None else loss
-            self._grad_norm = norm
-        for plan in step.with_copies:
+        for plan in step.indirect:
             plan.gather()
         # Here it happens, as one instruction of the interpreter.
         commit(step.actions())
         self._step_count += 1
-        for plan in step.with_copies:
+        for plan in step.indirect:
             plan.release()
         self._plans.append(step)
         return self if closure is None else loss
@@ -256,30 +259,47 @@ class Optimizer:
             self._plans.clear()
             for plan in kept.plans:
                 plan.release()
-        plans = [self._plan(i, group, kept) for i, group in enumerate(self.param_groups)]
-        if kept is not None and plans == kept.plans:
-            return kept
-        return StepPlan(plans, kept)
+        attempts = ATTEMPTS
+        while True:
+            plans: list[Plan] = []
+            first = 0
+            for i, group in enumerate(self.param_groups):
+                plans.append(self._plan(i, group, first, kept))
+                first += len(plans[-1].parameters)
+            if kept is not None and plans == kept.plans:
+                return kept
+            try:
+                return StepPlan(plans, kept)
+            except ChangedMeanwhileError:
+                kept = None
+                attempts -= 1
+                if not attempts:
+                    raise
 
-    def _plan(self, i: int, group: dict[str, Any], kept: StepPlan | None) -> Plan:
-        """The plan of group `i`, the kept one if it still fits."""
+    def _plan(self, i: int, group: dict[str, Any], first: int, kept: StepPlan | None) -> Plan:
+        """The plan of group `i`, the kept one if it still fits.
+
+        `first` is the number of its first parameter among all of them.
+        """
         plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
+        if plan is not None and plan.first != first:
+            plan = None
         settings = None if plan is None else plan.settings
         if settings is None or not checks.same(settings, group):
-            self._check_group(i, group, settings)
+            self._check_group(i, group)
             settings = checks.snapshot(group)
-            rule, types = self._rule(group), precision.of(group)
-            if plan is not None and (rule, types) != (plan.rule, plan.types):
+            rule, types = self._rule(settings), precision.of(settings)
+            if plan is not None and (plan.sparse or (rule, types) != (plan.rule, plan.types)):
                 plan = None
         parameters = group["params"]
         if type(parameters) is not list:
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
-            plan = self._new_plan(i, group, parameters)
+            plan = self._new_plan(settings, parameters, first)
         plan.settings = settings
         return plan
 
-    def _new_plan(self, i: int, group: dict[str, Any], parameters: list[Parameter]) -> Plan:
+    def _new_plan(self, group: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
         try:
             gradients = [parameter._grad_view for parameter in parameters]
         except AttributeError:
@@ -303,24 +323,13 @@ class Optimizer:
             len(scalars),
             self._stream,
             types,
-            first=sum(len(other["params"]) for other in self.param_groups[:i]),
+            first,
         )
 
-    def _check_group(
-        self, i: int, group: dict[str, Any], before: dict[str, Any] | None = None
-    ) -> None:
-        """Raise TypeError or ValueError if a group cannot be stepped with.
-
-        `before` is the group as it was when it was last found to be possible.
-        """
+    def _check_group(self, i: int, group: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError if a group cannot be stepped with."""
         try:
-            missing = {"params", *self.defaults} - group.keys()
-            if missing:
-                raise ValueError(f"{sorted(missing)} is missing")
-            if before is None or checks.changes(before, group) != ["lr"]:
-                self._check_all(group)
-            else:  # as after each step of a scheduler
-                checks.lr(group)
+            self._check_all(group)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (in param group {i})") from None
 
@@ -371,6 +380,7 @@ class Optimizer:
         state = State(self._state_on(lambda parameter: device))
         become = [action for p, other in moved.items() for action in p.becoming(other)]
         commit([*become, partial(setattr, self, "_state", state)])
+        self._plans = []
         return self
 
     def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
@@ -399,7 +409,9 @@ class Optimizer:
             # The slot itself, without the way through the property: a third of the time.
             deque(map(_set_gradient, self._parameters(), repeat(None)), maxlen=0)
             return
-        kept = self._plans[-1] if self._plans else None
+        kept = None
+        with suppress(IndexError):
+            kept = self._plans.pop()
         for i, group in enumerate(self.param_groups):
             if kept is not None and self._zeroed(i, group["params"], kept):
                 continue
@@ -408,6 +420,8 @@ class Optimizer:
                     parameter.grad = parameter.grad.emptied()
                 elif parameter.grad is not None:
                     parameter.grad = buffers.zeroed(parameter.grad)
+        if kept is not None:
+            self._plans.append(kept)
 
     def _zeroed(self, i: int, parameters: list[Parameter], kept: StepPlan) -> bool:
         """Fill the gradients of a group with zeros in one pass, if the last step's plan fits them."""
@@ -461,6 +475,9 @@ class Optimizer:
             )
         self._check_all(group)
         return group
+
+    def _gradients(self) -> list[Any]:
+        return [p.grad for p in self._parameters() if p.grad is not None]
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]

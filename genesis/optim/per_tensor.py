@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import buffers
+from ..commit import assign, prepared
 from ..kernels import reductions
-from ..nn.utils.clip_grad import check_max_norm, get_total_norm
+from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
 from ..parameter import Parameter
-from . import precision
+from . import checks, precision
 from .optimizer import Optimizer
 
 
@@ -19,8 +21,12 @@ class PerTensor(Optimizer):
     """Base of optimizers that work tensor by tensor, in NumPy, where others see one element.
 
     A subclass names a parameter's state buffers (`_names`) and their shapes (`_state_shape`), which
-    begin as zeros of the parameter's data type, and defines `_update`. All that can be wrong is found
-    before anything is written.
+    begin as zeros of the parameter's data type, and defines `_update`.
+
+    A step is complete or has not begun: all that can be wrong with arrays and numbers is found first,
+    then what parameters and state are to hold is computed into new arrays, for all tensors of all
+    groups, and the last thing to happen is that all of it is written at once. This costs the memory
+    of one more copy of parameters and state while a step lasts.
     """
 
     def _names(self, parameter: Parameter) -> tuple[str, ...]:
@@ -30,14 +36,19 @@ class PerTensor(Optimizer):
     def _update(
         self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
         state: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """Update a parameter that has elements, and its buffers, in place.
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
+        """What a parameter that has elements, and its buffers, hold after an update.
 
         Args:
             group: the hyper-parameters.
-            parameter, gradient: the arrays, of any strides and float types.
+            parameter, gradient: the arrays, of any strides and float types; not to be written.
             scale: what the gradient is to be multiplied by.
-            state: the buffers by name, and the numbers as they are after this update.
+            state: the buffers by name, not to be written, and the numbers as they are after this
+                update.
+
+        Returns:
+            A new array for the parameter and one for each of its buffers, of their shapes and any
+            float type.
         """
         raise NotImplementedError(f"{type(self).__name__} must define _update")
 
@@ -55,8 +66,8 @@ class PerTensor(Optimizer):
 
     def _step(
         self,
-        closure: Callable[[], Any] | None,
-        max_norm: float | None,
+        closure: Callable[[], Any] | None = None,
+        max_norm: float | None = None,
         inverse_scale: float | None = None,
     ) -> Any:
         self.step_skipped = False
@@ -64,44 +75,94 @@ class PerTensor(Optimizer):
             max_norm = check_max_norm(max_norm)
         loss = None if closure is None else closure()
         result = self if closure is None else loss
-        work: list[tuple[dict[str, Any], Parameter, np.ndarray, dict[str, Any]]] = []
         for group in self.param_groups:
             self._check_all(group)
-            for parameter in group["params"]:
-                gradient = parameter._grad_view
-                if gradient is not None:
-                    self._check_gradient(group, parameter)
-                    work.append((group, parameter, gradient, self._completed_state(parameter)))
+        work = self._work()
         factor = 1.0
         if max_norm is not None or inverse_scale is not None:
             factor = inverse_scale or 1.0
-            norm = factor * get_total_norm([gradient for _, _, gradient, _ in work])
+            norm, finite = norm_and_finite([each.gradient for each in work], factor)
             self._grad_norm = norm
-            if inverse_scale is not None and not math.isfinite(norm):
+            if inverse_scale is not None and not finite:
                 self.step_skipped = True
                 return result
             if max_norm is not None:
                 factor *= reductions.clip_factor(max_norm, norm)
-        for group, parameter, gradient, state in work:
+        writes: list[partial] = []
+        for each in work:
             for name in self._numbers:
-                state[name] += 1
-            if parameter.size:
-                scale = -factor if group.get("maximize") else factor
-                with np.errstate(all="ignore"):
-                    self._update(group, parameter._view, gradient, scale, state)
-                parameter.changed()
-            self.state[parameter] = state
-        self._step_count += 1
+                each.state[name] += 1
+            if each.parameter.size:
+                writes += self._writes(each, factor)
+            each.parameter.changed()
+        prepared(
+            [
+                self.state.updating({each.parameter: each.state for each in work}),
+                *writes,
+                partial(setattr, self, "_step_count", self._step_count + 1),
+            ]
+        )()
         return result
 
-    def _completed_state(self, parameter: Parameter) -> dict[str, Any]:
-        state = dict(self.state.get(parameter) or {})
+    def _work(self) -> list[_Work]:
+        """What there is to do for the parameters that have gradients, every array verified."""
+        work: list[_Work] = []
+        written: list[checks.Used] = []
+        others: list[checks.Used] = []
+        members = [(group, p) for group in self.param_groups for p in group["params"]]
+        for number, (group, parameter) in enumerate(members):
+            title, shape = checks.label(number, parameter), parameter.shape
+            gradient = parameter._grad_view
+            if gradient is not None:
+                self._check_gradient(group, parameter)
+                others.append(checks.Used(f"the gradient of {title}", gradient, shape))
+            # A parameter without gradient stays as it is, as does its state: nothing may lie there.
+            used = others if gradient is None else written
+            used.append(checks.Used(title, parameter._view, shape, parameter.device))
+            state = dict(self.state.get(parameter) or {})
+            for name in self._names(parameter):
+                if name in state:
+                    what = f"state {name!r} of {title}"
+                    expected = self._state_shape(name, parameter)
+                    used.append(checks.Used(what, state[name], expected, parameter.device))
+            if gradient is not None:
+                work.append(_Work(group, parameter, gradient, state))
+        checks.arrays(written, others)
+        for each in work:
+            self._complete(each.parameter, each.state)
+        return work
+
+    def _complete(self, parameter: Parameter, state: dict[str, Any]) -> None:
+        """Begin what state does not hold yet."""
         for name in self._numbers:
             state.setdefault(name, 0)
         for name in self._names(parameter):
             if name not in state:
                 state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
-        return state
+
+    def _writes(self, work: _Work, factor: float) -> list[partial]:
+        """The calls that write one parameter and its buffers."""
+        array, gradient = work.parameter._view.view(np.ndarray), work.gradient.view(np.ndarray)
+        state = {
+            name: value.view(np.ndarray) if buffers.is_array(value) else value
+            for name, value in work.state.items()
+        }
+        scale = -factor if work.group.get("maximize") else factor
+        with np.errstate(all="ignore"):
+            following, buffers_ = self._update(work.group, array, gradient, scale, state)
+            return [
+                assign(array, following),
+                *(assign(state[name], buffer) for name, buffer in buffers_.items()),
+            ]
+
+
+class _Work(NamedTuple):
+    """One parameter's update: its group, its gradient, and its state as it is to become."""
+
+    group: dict[str, Any]
+    parameter: Parameter
+    gradient: np.ndarray
+    state: dict[str, Any]
 
 
 def refuse_options(optimizer: Optimizer, group: dict[str, Any]) -> None:

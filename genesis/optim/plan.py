@@ -138,7 +138,8 @@ class Plan:
         self.writable_gradients = all(
             gradient is None or gradient.flags.writeable for gradient in gradients
         )
-        self.has_copies = any(bucket.launch.has_copies for bucket in self.buckets)
+        self.indirect = any(bucket.launch.indirect for bucket in self.buckets)
+        self.sparse = any(isinstance(gradient, RowsView) for gradient in gradients)
         self._elsewhere = any(buffers.device_of(view) != "cpu" for view in self.views)
         self._watch = kernels.watch(
             self.parameters,
@@ -181,8 +182,7 @@ class Plan:
                 *others, last = working.by_type.values()
                 self._outdated += others
                 named["copy"] = buffers.view(last.array)
-            if not isinstance(gradient, RowsView):
-                self._likes[row] = len(self.arrays)
+            self._likes[row] = -2 if isinstance(gradient, RowsView) else len(self.arrays)
             self.arrays += named.values()
             self.whose += [(what, name) for name in named]
             self._tensors[row] = [gradient, *named.values()]
@@ -217,6 +217,23 @@ class Plan:
         numbers = {name: checks.state_number(entries[name], name, what) for name in self._kept}
         return entries, numbers or {"step": 0}, begins
 
+    def has_settings_of(self, group: dict[str, Any]) -> bool:
+        """Whether a group is as it was when it was checked, but perhaps for another learning rate.
+
+        That is what schedules change, often at each step, and no rule depends on it.
+        """
+        try:
+            if self.settings == group:
+                return True
+            rate = group["lr"]
+            if {**self.settings, "lr": rate} != group:
+                return False
+            checks.lr(group)
+        except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
+            return False
+        self.settings["lr"] = checks.plain(rate)
+        return True
+
     @property
     def bounds(self) -> np.ndarray:
         """For each array its first byte and one past the last."""
@@ -225,7 +242,7 @@ class Plan:
     def release(self) -> None:
         """Hold no gradients any more: they live as long as the parameters have them."""
         self._watch.release()
-        if self.has_copies:
+        if self.indirect:
             for bucket in self.buckets:
                 bucket.launch.release_gradients()
 
@@ -239,7 +256,7 @@ class Plan:
 
     def take(self) -> None:
         """Use the gradients that `look` has found, where the launches cannot see for themselves."""
-        if self.has_copies or self._elsewhere:
+        if self.indirect or self._elsewhere:
             for bucket in self.buckets:
                 bucket.launch.take_gradients([self.held[row] for row in bucket.rows])
 
@@ -260,8 +277,17 @@ class Plan:
         """The calls, for `commit`, that fill the gradients with zeros; None if that is not so easy."""
         if not self.writable_gradients:
             return None
-        found = [bucket.launch.zero_gradients() for bucket in self.buckets]
-        return None if None in found else [action for actions in found for action in actions]
+        zeroing: list[partial] = []
+        for bucket in self.buckets:
+            actions = bucket.launch.zero_gradients()
+            if actions is None:
+                return None
+            zeroing += actions
+        return zeroing
+
+
+class ChangedMeanwhileError(RuntimeError):
+    """What a plan is made for was changed by another thread while it was being made."""
 
 
 class StepPlan:
@@ -274,11 +300,12 @@ class StepPlan:
     Raises:
         TypeError, ValueError: a parameter is there twice, or arrays share memory of which the step
             writes one.
+        ChangedMeanwhileError: the plans have to be made anew.
     """
 
     def __init__(self, plans: list[Plan], before: StepPlan | None):
         self.plans = plans
-        self.with_copies = [plan for plan in plans if plan.has_copies]
+        self.indirect = [plan for plan in plans if plan.indirect]
         self._new = True
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]
@@ -293,9 +320,9 @@ class StepPlan:
             plan.release()
             plan.guard(regions)
             if not self.still_fits(plan, plan.parameters, plan.state):
-                raise RuntimeError(
-                    "parameters, gradients or state were changed by another thread while a step "
-                    "was being prepared: nothing has been updated"
+                raise ChangedMeanwhileError(
+                    "parameters, gradients or state were changed by another thread, again and again, "
+                    "while a step was being prepared: nothing has been updated"
                 )
 
     def fits(self, groups: list[dict[str, Any]], state: State) -> bool:
@@ -306,13 +333,11 @@ class StepPlan:
         for plan, group in zip(self.plans, groups):
             if edits is not plan.count or edits.value != plan.edits:
                 return False
-            try:
-                if plan.settings != group:
-                    return False
-            except ValueError:  # a user's own entries may be arrays, which do not compare
+            if not plan.has_settings_of(group):
                 return False
             parameters = group["params"]
-            if plan.look(id(parameters)) and not self.still_fits(plan, parameters, state):
+            found = plan.look(id(parameters))
+            if found and self._look_again(plan, parameters, found) == kernels.CHANGED:
                 return False
         return True
 
@@ -325,9 +350,7 @@ class StepPlan:
         if state._edits is not plan.count or plan.count.value != plan.edits:
             return False
         found = plan.look(id(parameters))
-        if found:
-            found = self._look_again(plan, parameters, found)
-        return found != kernels.CHANGED
+        return not found or self._look_again(plan, parameters, found) != kernels.CHANGED
 
     def _look_again(self, plan: Plan, parameters: list[Parameter], found: int) -> int:
         if found == kernels.MAY_OVERLAP:
@@ -337,7 +360,7 @@ class StepPlan:
             found = plan.look_unguarded(id(parameters))
         if found == kernels.CHANGED:
             plan.release()
-        elif found:
+        else:
             plan.take()
         return found
 
@@ -345,7 +368,7 @@ class StepPlan:
         """The calls, for `commit`, that do the step, from new state to the numbers in it."""
         if self._kept is not None:
             return self._kept
-        actions = self._adopting(self.plans[0].state) if self._new else []
+        actions = self._adopting(self.plans[0].state) if self._new and self.plans else []
         buckets = [bucket for plan in self.plans for bucket in plan.buckets]
         steady = not self._new and all(b.launch.steady and not b.first for b in buckets)
         for plan in self.plans:

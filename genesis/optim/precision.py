@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from .. import buffers
+from . import checks
 
 STATE_TYPES = {name: dtype for dtype, name in buffers.FLOAT_TYPES.items()}
 
@@ -52,13 +53,9 @@ def of(group: dict[str, Any]) -> Precision:
 
 def check(group: dict[str, Any]) -> None:
     """Raise TypeError or ValueError if the group's options are impossible."""
-    for name in ("master_weights", "stochastic_rounding"):
-        if not isinstance(group.get(name, False), (bool, np.bool_)):
-            raise TypeError(f"Invalid {name}: {group[name]!r}, expected True or False")
-    state_dtype = group.get("state_dtype")
-    if state_dtype is not None and state_dtype not in STATE_TYPES:
-        known = ", ".join(repr(name) for name in STATE_TYPES)
-        raise ValueError(f"Invalid state_dtype: {state_dtype!r}, expected None or one of {known}")
+    checks.flags(group, *group.keys() & {"master_weights", "stochastic_rounding"})
+    if "state_dtype" in group:
+        checks.choice(group, "state_dtype", tuple(STATE_TYPES))
 
 
 def check_names(optimizer: Any, options: Mapping[str, Any]) -> None:

@@ -96,6 +96,7 @@ class RAdam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.betas(group)
         checks.flags(group, "decoupled_weight_decay", "maximize")
 
@@ -114,7 +115,7 @@ class RAdam(Optimizer):
             step_size *= correction2**0.5 * _rectification(length, longest)
             fixed = 0.0  # ... or, from here on, none that is fixed
         decay = 1 - lr * decay if group["decoupled_weight_decay"] else decay
-        return step_size, decay, 1 - beta1, beta2, 1 - beta2, fixed, group["eps"]
+        return step_size, decay, beta1, 1 - beta1, beta2, 1 - beta2, fixed, group["eps"]
 
 
 def _rectification(length: float, longest: float) -> float:

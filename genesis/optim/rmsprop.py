@@ -93,6 +93,7 @@ class RMSprop(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.common(group)
+        checks.eps(group)
         checks.number(group, "alpha", most=1)
         checks.number(group, "momentum")
         checks.flags(group, "centered", "maximize")

@@ -39,8 +39,8 @@ class Rprop(Optimizer):
             update. Default: 1e-2.
         etas: factors by which a step size shrinks and grows, `0 < etas[0] < 1 < etas[1]`.
             Default: (0.5, 1.2).
-        step_sizes: the smallest and the largest step size, `0 <= step_sizes[0] <= step_sizes[1]`.
-            Default: (1e-6, 50).
+        step_sizes: the smallest and the largest step size, `0 <= step_sizes[0] <= step_sizes[1]`;
+            the largest may be inf. Default: (1e-6, 50).
         maximize: go up the gradient instead of down. Default: False.
         options: how state is kept and rounded: `master_weights`, `state_dtype` and
             `stochastic_rounding`, see `genesis.optim.precision.Options`.
@@ -85,7 +85,8 @@ class Rprop(Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         checks.number(group, "lr", "learning rate")
         checks.pair(group, "etas", "eta value")
-        checks.pair(group, "step_sizes", "step size")
+        checks.pair(group, "step_sizes", "step size", infinite=True)
+        checks.number(group["step_sizes"], 0, "step size at index 0")
         (shrink, grow), (smallest, largest) = group["etas"], group["step_sizes"]
         if not 0 < shrink < 1 < grow:
             raise ValueError(

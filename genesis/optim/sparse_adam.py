@@ -35,7 +35,8 @@ class SparseAdam(Optimizer):
 
     Args:
         params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts.
-        lr: learning rate, more than 0. Default: 1e-3.
+        lr: learning rate, at least 0: a schedule may end there, though torch refuses to begin with it.
+            Default: 1e-3.
         betas: decay rates of the two averages, each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator, before the corrections, more than 0. Default: 1e-8.
         maximize: go up the gradient instead of down. Default: False.
@@ -83,10 +84,7 @@ class SparseAdam(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         checks.number(group, "lr", "learning rate")
-        checks.number(group, "eps", "epsilon value")
-        for name, title in (("lr", "learning rate"), ("eps", "epsilon value")):
-            if group[name] == 0:
-                raise ValueError(f"Invalid {title}: 0, expected more than 0")
+        checks.eps(group, positive=True)
         checks.betas(group)
         checks.flags(group, "maximize")
 
@@ -105,4 +103,4 @@ class SparseAdam(Optimizer):
         beta1, beta2 = group["betas"]
         # torch scales the step here rather than the root, so that eps counts for more at first.
         step_size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        return step_size, 0.0, 1 - beta1, beta2, 1 - beta2, 1.0, group["eps"]
+        return step_size, 0.0, beta1, 1 - beta1, beta2, 1 - beta2, 1.0, group["eps"]

@@ -135,7 +135,8 @@ class State(_Dictlike):
             parameter: Entries(entries, self._edits, shared.get(parameter))
             for parameter, entries in state.items()
         }
-        return partial(dict.update, self._entries, made)
+        # Another dict rather than an edit of this one, for which memory might be missing by then.
+        return partial(setattr, self, "_entries", {**self._entries, **made})
 
     def __getitem__(self, parameter: Any) -> Entries:
         if parameter not in self._entries:

@@ -114,11 +114,14 @@ class AveragedParameters:
             TypeError, ValueError: an average can no longer be written, or does not fit its parameter.
         """
         count = self.n_averaged
-        weight = () if count == 0 else (float(self._weight_fn(count)),)
+        scalars: tuple[float, ...] = ()
+        if count > 0:
+            weight = float(self._weight_fn(count))
+            scalars = 1 - weight, weight
         plan = self._plans.pop() if self._plans else None
         if plan is None or not plan.fits(self._params, self.averages, count == 0):
             plan = _Plan(self._params, self.averages, count == 0)
-        actions = plan.actions(weight)
+        actions = plan.actions(scalars)
         commit([*actions, partial(setattr, self, "n_averaged", count + 1)])
         self._plans.append(plan)
 
@@ -190,7 +193,7 @@ class _Plan:
             whose.append((what, "average"))
             kinds = buffers.layout(view)[:2], buffers.layout(mean)[:2]
             members.setdefault(kinds, []).append((view, mean))
-        rule, scalars = (rules.copy, 0) if first else (rules.average, 1)
+        rule, scalars = (rules.copy, 0) if first else (rules.average, 2)
         self._launches = [
             kernels.prepare(rule, list(zip(*pairs)), scalars) for pairs in members.values()
         ]
@@ -212,11 +215,11 @@ class _Plan:
         self._watch.release()
         return first == self._first and self._watch.compare(id(owners)) == 0
 
-    def actions(self, weight: tuple[float, ...]) -> list[partial]:
+    def actions(self, scalars: tuple[float, ...]) -> list[partial]:
         """The calls, for `commit`, that do the update."""
         actions: list[partial] = []
         for launch in self._launches:
-            launch.set_scalars(1.0, weight)
+            launch.set_scalars(1.0, scalars)
             launch.gather()
             actions += launch.actions()
         return [*actions, *(partial(setattr, copy, "entry", 0) for copy in self._outdated)]

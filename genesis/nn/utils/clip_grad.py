@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ... import buffers, kernels
-from ...kernels import reductions, transforms
+from ...commit import commit
+from ...kernels import overlaps, reductions, transforms
 from ...parameter import Parameter
 from ...sparse import SparseGrad
 
 
 def check_max_norm(max_norm: Any) -> float:
     """`max_norm` as a float; TypeError or ValueError unless it is a number of at least 0."""
-    if not isinstance(max_norm, (int, float, np.floating, np.integer)):
+    if isinstance(max_norm, bool) or not isinstance(
+        max_norm, (int, float, np.floating, np.integer)
+    ):
         raise TypeError(f"max_norm must be a number, but got {type(max_norm).__name__}")
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be at least 0, but got {max_norm}")
@@ -29,10 +32,12 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     .. math:: \left( \sum_i |x_i|^p \right)^{1/p}
 
     Sums are taken in float64 in an order that depends on nothing, so that 16-bit values do not
-    overflow and the result is the same to the last bit for any number of threads.
+    overflow and the result is the same to the last bit for any number of threads. The 2-norm is right,
+    too, where squares would overflow and torch gives inf.
 
     Args:
-        tensors: an array, or an iterable of arrays, of float types on any device.
+        tensors: an array or a `SparseGrad`, or an iterable of them, of float types on any device. Of a
+            `SparseGrad` the sums of repeated rows count.
         norm_type: the exponent p; inf and -inf give the largest and smallest magnitude, 0 the number
             of arrays that are not all zeros (as in torch). Default: 2.0.
         error_if_nonfinite: raise if the norm is inf or NaN. Default: False.
@@ -49,14 +54,15 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
         >>> genesis.nn.utils.get_total_norm([np.array([3.0]), np.array([[4.0]])])
         5.0
     """
-    if buffers.is_array(tensors):
-        tensors = [tensors]
-    views = [buffers.check(_summed(tensor), "a tensor") for tensor in tensors]
     norm_type = _checked_norm_type(norm_type)
-    reduced = [batch.reduce(norm_type) for batch in _batches(views)]
-    total = reductions.norm(
-        norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
-    )
+    batches = _batches_of(tensors)
+    if norm_type == 2:
+        total, _ = kernels.norm_and_finite(batches)
+    else:
+        reduced = [batch.reduce(norm_type) for batch in batches]
+        total = reductions.norm(
+            norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
+        )
     if error_if_nonfinite and not math.isfinite(total):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
@@ -66,9 +72,9 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     return total
 
 
-def all_finite(tensors: list[Any]) -> bool:
-    """Whether no element of these gradients is inf or NaN."""
-    return math.isfinite(get_total_norm(tensors))
+def norm_and_finite(tensors: Any, factor: float) -> tuple[float, bool]:
+    """The 2-norm of arrays times a factor, and whether they are finite, before and after."""
+    return kernels.norm_and_finite(_batches_of(tensors), factor)
 
 
 def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -> None:
@@ -192,6 +198,12 @@ def _listed(parameters: Any) -> list[Parameter]:
     return listed
 
 
+def _batches_of(tensors: Any) -> list[kernels.Batch]:
+    if buffers.is_array(tensors) or isinstance(tensors, SparseGrad):
+        tensors = [tensors]
+    return _batches([buffers.check(_summed(tensor), "a tensor") for tensor in tensors])
+
+
 def _summed(tensor: Any) -> Any:
     """The tensor itself, or of a sparse gradient all that is not zero."""
     return tensor.coalesced().values if isinstance(tensor, SparseGrad) else tensor
@@ -204,13 +216,77 @@ def _checked_norm_type(norm_type: Any) -> float:
     return norm_type
 
 
+class _Gradient(NamedTuple):
+    """A gradient, and of which parameter it is."""
+
+    view: np.ndarray
+    number: int
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"parameter {self.number}{'' if self.name is None else ' ' + repr(self.name)}"
+
+
 def _transform(parameters: Any, function: Any, scalars: Sequence[float]) -> None:
     """Apply a transform to every gradient, once to one that several parameters share."""
-    views = {id(p.grad): p._grad_view for p in _listed(parameters) if p._grad_view is not None}
-    for view in views.values():
-        buffers.check_writable(view, "a gradient")
-    for batch in _batches(list(views.values())):
-        batch.transform(function, scalars)
+    gradients: dict[int, _Gradient] = {}
+    for i, parameter in enumerate(_listed(parameters)):
+        view = parameter._grad_view
+        if view is not None:
+            _check_writable(view, parameter.grad)
+            if view.size:
+                gradients.setdefault(id(parameter.grad), _Gradient(view, i, parameter.name))
+    found = list(gradients.values())
+    if not overlaps.apart([gradient.view for gradient in found]):
+        found = _once(found)
+    batches = _batches([gradient.view for gradient in found])
+    commit([action for batch in batches for action in batch.transforming(function, scalars)])
+
+
+def _check_writable(view: np.ndarray, gradient: Any) -> None:
+    """Raise ValueError if a gradient cannot be written, or may no longer be."""
+    buffers.check_writable(view, "a gradient")
+    if isinstance(gradient, SparseGrad) and not gradient.values.flags.writeable:
+        raise ValueError(
+            "the array of values of a SparseGrad is read-only now, but clipping changes it in place: "
+            "make it writable, or assign a SparseGrad of values.copy()"
+        )
+
+
+def _once(gradients: list[_Gradient]) -> list[_Gradient]:
+    """Of gradients that are the same elements of memory, one.
+
+    Raises ValueError if gradients share a part of their memory only.
+    """
+    kept: dict[tuple, _Gradient] = {}
+    for gradient in gradients:
+        kept.setdefault(_elements(gradient.view), gradient)
+    once = list(kept.values())
+    pair = buffers.overlapping([gradient.view for gradient in once])
+    if pair:
+        raise ValueError(
+            f"the gradients of {once[pair[0]]} and {once[pair[1]]} share a part of their memory, so "
+            "that a change of one would change a part of the other: give each an array of its own, "
+            "or both the same"
+        )
+    return once
+
+
+def _elements(view: np.ndarray) -> tuple:
+    """Equal for views of the same elements of memory, in whatever order and shape."""
+    start = view.__array_interface__["data"][0]
+    axes: list[tuple[int, int]] = []
+    for stride, length in sorted(zip(view.strides, view.shape), key=lambda axis: abs(axis[0])):
+        if length == 1:
+            continue
+        if stride < 0:
+            start += stride * (length - 1)
+            stride = -stride
+        if axes and axes[-1][0] * axes[-1][1] == stride:
+            axes[-1] = axes[-1][0], axes[-1][1] * length
+        else:
+            axes.append((stride, length))
+    return *buffers.layout(view)[:2], start, *axes
 
 
 def _batches(views: list[np.ndarray]) -> list[kernels.Batch]:

@@ -1,0 +1,243 @@
+"""Checkpoints: nested Python objects in one safetensors file that is complete or absent.
+
+Arrays become the tensors of the file, under names that follow their place in the object
+(`optimizer.state.0.exp_avg`), so that any safetensors reader opens them. Everything else is JSON in
+the file's `__metadata__`:
+
+    checksum    SHA-256 of the whole file, taken while these 64 digits are zeros
+    format      "genesis 1"
+    structure   the object as JSON, `{"$tensor": name}` where an array stands
+
+The modules follow a save: `codec` (the object as JSON and back), `file_format` (the bytes of the
+file), `atomic_file` (the file on the disk); the public functions stand here. Nothing is pickled, and
+what a file says is believed only after it was checked.
+
+The file is written here and not by the `safetensors` package, which (0.8.0) wants every array in
+host memory at once, writes wrong data for strided ones, leaves `.tmpXXXXXX` files of mode 0600 when
+it is killed, and does not flush to the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import os
+from typing import Any
+
+from .. import regions
+from . import atomic_file, codec, file_format
+
+__all__ = ["CheckpointError", "load", "load_checkpoint", "save", "save_checkpoint"]
+
+
+class CheckpointError(RuntimeError):
+    """A file is no checkpoint, or is damaged; the message names the file and says what is wrong."""
+
+
+def save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Save nested dicts, lists and tuples of numbers, strings, arrays and parameters to a file.
+
+    `load` brings back the same structure, exactly: types, order of keys, every bit of a number.
+
+    - Containers are dict, list and tuple. Keys are str, int, float, bool, None or tuples of those.
+    - Values are None, bool, int of any size, float (inf, nan and -0.0 too) and str.
+    - Arrays and NumPy scalars are bool, (u)int8 to (u)int64, float16, float32, float64, and
+      bfloat16 (`ml_dtypes.bfloat16`). Other dtypes (complex, longdouble, strings, dates, records,
+      objects) are refused. An array may have any strides and byte order; it comes back C-contiguous
+      and native. Arrays on a device, and memory-mapped ones, come back as plain host arrays.
+    - A `Parameter` comes back as one, with its name and `requires_grad`. Its gradient is not saved.
+    - An array or parameter that occurs twice is saved once and comes back as one object.
+    - Subclasses (OrderedDict, namedtuple, masked arrays, enums, ...) are refused, as they would
+      come back as something else.
+
+    The file appears whole or not at all: it is written beside `path` under a temporary name
+    (`.NAME.<16 hex digits>.tmp`), flushed to the disk and renamed. A failure or `kill -9` leaves
+    the old file as it was, and the next save to the same path removes what a killed one left. An
+    exception from a signal handler (Ctrl-C, an alarm) leaves the old file or the new one. A
+    symbolic link is followed; a new file's mode follows the umask, an existing file's is kept.
+
+    What is not in arrays is limited, so that a file from anybody is quick to load or to refuse:
+    there is room for two million numbers, 150,000 dicts, or 60,000 arrays. Of an object that is
+    mostly small containers the file is as long as a quarter of the memory that loading it takes.
+
+    Beside the object, memory is needed for one array at a time, and only for arrays that are not
+    contiguous or not on the host.
+
+    Args:
+        obj: the object to save.
+        path: the file to write. Its directory must exist.
+
+    Raises:
+        TypeError: something in `obj` cannot be saved; the message says where. Nothing is written.
+        ValueError: `obj` contains itself, is nested more than 100 deep, is larger than the limits
+            above, or has a dict with thousands of keys of one hash. Nothing is written.
+        OSError: the file cannot be written, for example because the disk is full, or the system is
+            not a POSIX one.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from genesis.checkpoint import load, save
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> save({"weights": [np.arange(3.0)], "betas": (0.9, 0.999), 7: None}, path)
+        >>> load(path)
+        {'weights': [array([0., 1., 2.])], 'betas': (0.9, 0.999), 7: None}
+    """
+    # In a context of its own: an exception from a signal handler cannot leave the caller's changed.
+    contextvars.copy_context().run(_save, obj, os.fsdecode(path))
+
+
+def _save(obj: Any, path: str) -> None:
+    with regions.outside():  # what is saved of a parameter is itself, not its working copy
+        encoder = codec.Encoder()
+        structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
+        sources = dict(
+            sorted(encoder.sources.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        )
+        header = file_format.make_header(structure, sources)
+        atomic_file.replace_file(path, lambda file: file_format.write(file, header, sources))
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Load what `save` has written.
+
+    A checksum covers every bit of the file, so a damaged one is refused; and nothing in the file is
+    run, so it is safe to load one from someone else. Arrays are new, writable and contiguous, and
+    each owns its memory. Memory is needed for the file's contents once, and a file that would take
+    more than 4 times its size and 16 MiB, or more than two seconds beside reading and summing its
+    arrays, is refused, as is anything but a regular file (a FIFO, a device).
+
+    Args:
+        path: the file to read.
+
+    Returns:
+        The saved object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a directory.
+        CheckpointError: the file was not written by `save`, or is damaged.
+
+    Example:
+        >>> import os, tempfile
+        >>> from genesis.checkpoint import load, save
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> save({"epoch": 3, "best": float("inf")}, path)
+        >>> load(path)
+        {'epoch': 3, 'best': inf}
+    """
+    path = os.fsdecode(path)
+    try:
+        with atomic_file.open_to_read(path) as file:
+            structure, arrays = file_format.read(file)
+        return codec.Decoder(arrays).decode(structure)
+    except RecursionError as error:
+        raise CheckpointError(f"cannot load {path!r}: it is nested too deeply") from error
+    except MemoryError as error:
+        raise CheckpointError(f"cannot load {path!r}: not enough memory") from error
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"cannot load {path!r}: {error}") from error
+
+
+def save_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> None:
+    """Save named objects to one file: an optimizer, its scheduler, arrays, counters.
+
+    An object that has a `state_dict` method is saved through it, anything else as it is.
+
+    Args:
+        path: the file to write, as for `save`.
+        **objects: the objects, by the names that `load_checkpoint` gives them back under.
+
+    Raises:
+        TypeError, ValueError, OSError: as for `save`.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from genesis.checkpoint import load_checkpoint, save_checkpoint
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> save_checkpoint(path, model={"weight": np.ones(2)}, epoch=3)
+        >>> load_checkpoint(path)
+        {'model': {'weight': array([1., 1.])}, 'epoch': 3}
+    """
+    states = {}
+    for name, value in objects.items():
+        states[name] = value.state_dict() if codec.has_method(value, "state_dict") else value
+    save(states, path)
+
+
+def load_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
+    """Load what `save_checkpoint` has written, and restore the objects given by name.
+
+    Each given object's `load_state_dict` receives the value saved under its name. Names and methods
+    are checked before the first object is touched. If an object refuses its value, the objects that
+    have a `state_dict` method are set back to what they were.
+
+    Args:
+        path: the file to read.
+        **objects: the objects to restore; saved names that are not given are only returned.
+
+    Returns:
+        Every saved value, by name: state dicts, arrays and plain values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file was not written by `save_checkpoint`, or is damaged.
+        TypeError: an object has no `load_state_dict` method.
+        ValueError: the file holds nothing under an object's name.
+
+    Example:
+        >>> import os, tempfile
+        >>> from genesis.checkpoint import load_checkpoint, save_checkpoint
+        >>> class Counter:
+        ...     count = 0
+        ...     def state_dict(self):
+        ...         return {"count": self.count}
+        ...     def load_state_dict(self, state):
+        ...         self.count = state["count"]
+        >>> counter = Counter()
+        >>> counter.count = 5
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> save_checkpoint(path, counter=counter, epoch=3)
+        >>> restored = Counter()
+        >>> load_checkpoint(path, counter=restored)["epoch"]
+        3
+        >>> restored.count
+        5
+    """
+    for name, value in objects.items():
+        if not codec.has_method(value, "load_state_dict"):
+            raise TypeError(
+                f"{name}: {codec.a(value)} has no load_state_dict method; "
+                f"take its value from what load_checkpoint returns"
+            )
+    states = load(path)
+    if type(states) is not dict or not all(type(name) is str for name in states):
+        raise CheckpointError(
+            f"cannot load {os.fsdecode(path)!r}: it does not hold values by name; "
+            "use genesis.load for a file that genesis.save has written"
+        )
+    unknown = [name for name in objects if name not in states]
+    if unknown:
+        raise ValueError(
+            f"{os.fsdecode(path)!r} holds nothing named {_quoted(unknown)}; "
+            f"it holds {_quoted(states) or 'nothing'}"
+        )
+    before: list[tuple[Any, Any]] = []
+    try:
+        for name, value in objects.items():
+            if codec.has_method(value, "state_dict"):
+                before.append((value, value.state_dict()))
+            value.load_state_dict(states[name])
+    except BaseException:
+        for value, state in reversed(before):
+            # The first error is the one to report.
+            with contextlib.suppress(Exception):
+                value.load_state_dict(state)
+        raise
+    return states
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)

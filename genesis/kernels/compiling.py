@@ -1,0 +1,173 @@
+"""One compilation at a time, none while the process forks, and its result found again by content.
+
+A forked child has a single thread, but a copy of every lock as it was. One that another thread held,
+Numba's or LLVM's, would stay locked in the child for ever, and making it anew would open what that
+thread left half done: registries of Numba's, and mutexes within LLVM that nobody can reach. So a fork
+waits until no thread compiles: for the compilation that is under way, and no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from .digest import UnknownContentError, digest
+
+logger = logging.getLogger("genesis")
+
+_lock = threading.RLock()
+_no_fork_waits = threading.Event()
+_no_fork_waits.set()
+_held: list[Any] = []
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Import or compile anything of Numba's; other threads wait for that, and forks do."""
+    if _lock._is_owned():  # type: ignore[attr-defined]
+        yield
+        return
+    while True:
+        # A lock goes to whoever is awake: a thread that compiles one rule after the other would
+        # take it again and again before one that is to fork gets it.
+        _no_fork_waits.wait()
+        with _lock:
+            if _no_fork_waits.is_set():
+                yield
+                return
+
+
+def target_named(device: str) -> ModuleType:
+    """The module that compiles for a device; its first import brings in Numba."""
+    name = f"{__package__}.{device.partition(':')[0]}"
+    module = sys.modules.get(name)
+    if module is None or module.__spec__._initializing:  # type: ignore[union-attr]
+        with alone():
+            module = import_module(name)
+    return module
+
+
+class Kept:
+    """A function that makes kernels, and keeps them; its first argument is a rule.
+
+    A rule is known by its content, not by which object it is: two closures of one factory differ,
+    and so does one function before and after what it refers to has changed. One whose content
+    cannot be told is compiled whenever it is asked for.
+    """
+
+    def __init__(self, make: Callable):
+        functools.update_wrapper(self, make)
+        self._make = make
+        self._made: dict[tuple, Any] = {}
+        self._misses = 0
+
+    def __call__(self, rule: Callable, *others: Any) -> Any:
+        try:
+            key = digest(rule), *others
+        except UnknownContentError as reason:
+            _say_unknown(str(reason))
+            with alone():
+                self._misses += 1
+                return self._make(rule, *others)
+        made = self._made.get(key)
+        if made is None:
+            with alone():
+                made = self._made.get(key)  # by a thread that had the lock before
+                if made is None:
+                    self._misses += 1
+                    made = self._made[key] = self._make(rule, *others)
+        return made
+
+    def cache_clear(self) -> None:
+        """Forget all, as for a function under `functools.lru_cache`."""
+        self._made.clear()
+
+    def cache_info(self) -> Any:
+        """How often something was made, as `misses`."""
+        return _Info(self._misses)
+
+
+_Info = namedtuple("_Info", "misses")
+
+
+def once(make: Callable) -> Callable:
+    """`functools.lru_cache`, but two threads never make the same thing, nor while a process forks."""
+    made: dict[tuple, Any] = {}
+
+    @functools.wraps(make)
+    def get(*key: Any) -> Any:
+        found = made.get(key)
+        if found is None:
+            with alone():
+                found = made.get(key)
+                if found is None:
+                    found = made[key] = make(*key)
+        return found
+
+    return get
+
+
+@functools.lru_cache(maxsize=None)
+def _say_unknown(reason: str) -> None:
+    logger.warning(
+        "%s, of which it cannot be told what machine code it leads to: the code is kept neither on "
+        "disk nor from one plan to the next (hand it over as a scalar, or make it a constant)",
+        reason,
+    )
+
+
+def _locks() -> Iterator[Any]:
+    """All locks that a thread may hold while it compiles, from the outermost to the innermost."""
+    yield _lock
+    for module, name in (
+        ("numba.core.compiler_lock", "global_compiler_lock"),
+        ("numba.cuda.core.compiler_lock", "_numba_cuda_compiler_lock"),
+    ):
+        holder = getattr(sys.modules.get(module), name, None)
+        if holder is not None:
+            yield holder._lock
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None and hasattr(ffi, "lib"):
+        # Also held, for moments, by a thread that collects what LLVM has made.
+        yield ffi.lib._lock._lock
+
+
+def _before_fork() -> None:
+    _no_fork_waits.clear()
+    for each in _locks():
+        _held.append(each)
+        each.acquire()
+
+
+def _after_fork() -> None:
+    while _held:
+        each = _held.pop()
+        if each._is_owned():
+            each.release()
+    _no_fork_waits.set()
+
+
+def _after_fork_in_child() -> None:
+    global _no_fork_waits
+    _no_fork_waits = threading.Event()  # whose own lock may have been held
+    _after_fork()
+    for each in _locks():
+        if each.acquire(blocking=False):
+            each.release()
+        else:  # a signal handler's exception has ended the wait: Python ignores it and forks
+            each._at_fork_reinit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

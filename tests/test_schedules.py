@@ -1,0 +1,211 @@
+"""Schedules as plain functions: against the schedulers of the same names, and as values."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import inspect
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import genesis
+from genesis.optim import lr_scheduler, schedules
+
+PEAK = 0.4
+"""The initial learning rate; a schedule is a part of it."""
+
+TWINS = {
+    "constant": ("ConstantLR", {"factor": 0.25, "total_iters": 7}),
+    "linear": ("LinearLR", {"start_factor": 0.1, "end_factor": 0.7, "total_iters": 13}),
+    "exponential": ("ExponentialLR", {"gamma": 0.93}),
+    "step": ("StepLR", {"step_size": 4, "gamma": 0.5}),
+    "multistep": ("MultiStepLR", {"milestones": [3, 3, 11], "gamma": 0.5}),
+    "polynomial": ("PolynomialLR", {"total_iters": 17, "power": 1.5}),
+    "cosine": ("CosineAnnealingLR", {"T_max": 12, "low": 0.05}),
+    "warm_restarts": ("CosineAnnealingWarmRestarts", {"T_0": 3, "T_mult": 2, "low": 0.05}),
+    "warmup_cosine": (
+        "get_cosine_schedule_with_warmup",
+        {"num_warmup_steps": 5, "num_training_steps": 31, "num_cycles": 0.5},
+    ),
+    "cyclic": (
+        "CyclicLR",
+        {"step_size_up": 3, "step_size_down": 4, "mode": "exp_range", "gamma": 0.97, "low": 0.1},
+    ),
+    "one_cycle": (
+        "OneCycleLR",
+        {"total_steps": 40, "pct_start": 0.4, "div_factor": 10.0, "three_phase": True},
+    ),
+}
+EXAMPLES = [
+    *(getattr(schedules, name)(**arguments) for name, (_, arguments) in TWINS.items()),
+    schedules.cyclic(3, mode="triangular2"),
+    schedules.one_cycle(30, anneal_strategy="linear"),
+    schedules.warmup(4, schedules.cosine(20), start_factor=0.1),
+    schedules.warmup(4),
+    0.1 * schedules.exponential(0.9) * schedules.step(3),
+]
+every_example = pytest.mark.parametrize("schedule", EXAMPLES, ids=repr)
+
+
+def sgd(lr=PEAK):
+    return genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=lr, momentum=0.9)
+
+
+def learning_rates(optimizer, scheduler, steps):
+    lrs = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps - 1):
+        optimizer.step()
+        scheduler.step()
+        lrs.append(optimizer.param_groups[0]["lr"])
+    return lrs
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_like_the_scheduler(name):
+    kind, arguments = TWINS[name]
+    schedule = getattr(schedules, name)(**arguments)
+    given = dict(arguments)
+    low = given.pop("low", None)
+    optimizer = sgd()
+    if kind == "CyclicLR":
+        given.update(base_lr=low * PEAK, max_lr=PEAK, cycle_momentum=False)
+    elif kind == "OneCycleLR":
+        given.update(max_lr=PEAK)
+    elif low is not None:
+        given["eta_min"] = low * PEAK
+    scheduler = getattr(lr_scheduler, kind)(optimizer, **given)
+    expected = np.array(learning_rates(optimizer, scheduler, 40))
+    actual = PEAK * np.array([schedule(t) for t in range(40)])
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+@every_example
+def test_a_schedule_is_a_function_that_gives_floats(schedule):
+    factors = [schedule(t) for t in range(50)]
+    assert all(type(factor) is float and math.isfinite(factor) for factor in factors)
+    assert factors == [schedule(t) for t in range(50)]
+    assert min(factors) >= 0
+    optimizer = sgd()
+    scheduler = lr_scheduler.LambdaLR(optimizer, schedule)
+    lrs = learning_rates(optimizer, scheduler, 30)
+    assert lrs == [PEAK * factor for factor in factors[:30]]
+
+
+@every_example
+def test_a_schedule_is_a_value(schedule):
+    again = eval(repr(schedule), vars(schedules))
+    others = [again, pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)]
+    for other in others:
+        assert other is not schedule
+        assert other == schedule
+        assert hash(other) == hash(schedule)
+        assert repr(other) == repr(schedule)
+        assert [other(t) for t in range(9)] == [schedule(t) for t in range(9)]
+    name = next(iter(vars(schedule)))
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        setattr(schedule, name, 1)
+    assert sum(other == schedule for other in EXAMPLES) == 1
+
+
+def test_warmup_and_product():
+    cosine = schedules.cosine(10)
+    warm = schedules.warmup(4, cosine, start_factor=0.2)
+    assert [warm(t) for t in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8], rel=1e-15)
+    assert [warm(t + 4) for t in range(10)] == [cosine(t) for t in range(10)]
+    assert schedules.warmup(2, 0.5)(99) == 0.5
+    both = cosine * schedules.exponential(0.5)
+    assert [both(t) for t in range(5)] == [cosine(t) * 0.5**t for t in range(5)]
+    assert (0.1 * cosine)(3) == (cosine * 0.1)(3) == 0.1 * cosine(3)
+
+
+@every_example
+def test_a_snapshot_restores_the_arguments(schedule):
+    optimizer = sgd()
+    scheduler = lr_scheduler.LambdaLR(optimizer, schedule)
+    learning_rates(optimizer, scheduler, 5)
+    saved = json.loads(json.dumps(scheduler.state_dict()))
+    numbers = {
+        name: value / 2
+        for name, value in vars(schedule).items()
+        if name in ("factor", "gamma", "low", "pct_start", "start_factor")
+    }
+    fresh = lr_scheduler.LambdaLR(sgd(), schedule.replace(**numbers))
+    fresh.load_state_dict(saved)
+    assert fresh.lr_lambdas == [schedule]
+    assert (
+        learning_rates(fresh.optimizer, fresh, 9)[1:] == learning_rates(optimizer, scheduler, 9)[1:]
+    )
+
+
+def test_a_snapshot_leaves_other_users_of_the_schedule_alone():
+    shared = schedules.exponential(0.9)
+    first, second = (lr_scheduler.LambdaLR(sgd(), shared) for _ in range(2))
+    first.load_state_dict({**first.state_dict(), "lr_lambdas": [{"gamma": 0.5}]})
+    assert first.lr_lambdas[0].gamma == 0.5
+    assert second.lr_lambdas[0].gamma == shared.gamma == 0.9
+
+
+def test_a_snapshot_with_a_wrong_argument_is_refused():
+    scheduler = lr_scheduler.LambdaLR(sgd(), schedules.exponential(0.9))
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, inf\)"):
+        scheduler.load_state_dict({**before, "last_epoch": 5, "lr_lambdas": [{"gamma": -1}]})
+    assert scheduler.state_dict() == before
+
+
+WRONG = [
+    ("constant", (1.1,), ValueError, r"factor must be in \[0, 1\]"),
+    ("constant", (0.5, -1), ValueError, "total_iters must be an integer of at least 0"),
+    ("linear", (0,), ValueError, r"start_factor must be in \(0, 1\]"),
+    ("linear", (0.5, 1, 0), ValueError, "total_iters"),
+    ("exponential", ("a",), TypeError, "gamma must be a number, but got str"),
+    ("exponential", (), TypeError, "missing a required argument: 'gamma'"),
+    ("step", (1.5,), ValueError, "step_size"),
+    ("multistep", ([3, 1],), ValueError, "milestones must be in increasing order"),
+    ("multistep", (3,), TypeError, "milestones must be a list of epochs"),
+    ("polynomial", (3, -1), ValueError, "power"),
+    ("cosine", (0,), ValueError, "T_max"),
+    ("cosine", (3, 1.5), ValueError, "low"),
+    ("warm_restarts", (3, 0), ValueError, "T_mult"),
+    ("warmup_cosine", (-1, 3), ValueError, "num_warmup_steps"),
+    ("cyclic", (0,), ValueError, "step_size_up"),
+    ("cyclic", (3, None, "square"), ValueError, "mode must be one of 'triangular'"),
+    ("one_cycle", (0,), ValueError, "total_steps"),
+    ("one_cycle", (9, 0.3, "sin"), ValueError, "anneal_strategy must be one of 'cos', 'linear'"),
+    ("warmup", (0,), ValueError, "steps"),
+    ("warmup", (3, "x"), TypeError, "then must be a number"),
+    ("product", (math.nan, 1), ValueError, "first"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong[0]}-{wrong[1]}")
+def test_wrong_arguments(wrong):
+    name, arguments, error, message = wrong
+    with pytest.raises(error, match=message):
+        getattr(schedules, name)(*arguments)
+
+
+def test_every_schedule_is_tested():
+    names = set(schedules.__all__) - {"Schedule"}
+    assert {name for name, *_ in WRONG} == names
+    assert set(TWINS) | {"warmup", "product"} == names
+
+
+def test_examples():
+    failed, attempted = doctest.testmod(schedules)
+    assert not failed
+    assert attempted > 15
+
+
+@pytest.mark.parametrize("name", sorted(set(schedules.__all__) - {"Schedule"}))
+def test_documentation(name):
+    make = getattr(schedules, name)
+    text = inspect.getdoc(make)
+    assert all(f"{part}:\n" in text for part in ("Args", "Returns", "Raises", "Example"))
+    described = [line.split(":")[0].strip() for line in text.splitlines() if ":" in line]
+    assert set(inspect.signature(make).parameters) <= set(described)
