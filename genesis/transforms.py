@@ -10,6 +10,8 @@ import math
 from .formulas import hyper
 from .formulas.chain import transform
 
+_LIMIT = hyper.number(1.0, "largest size of an element", low=0, infinite=True)
+
 __all__ = [
     "add_decayed_weights",
     "cautious",
@@ -65,12 +67,12 @@ def scale_by_rms(
 
 @transform
 def sign(update, param):
-    """The sign of the update: 1, -1 or 0."""
+    """The sign of the update: 1, -1 or 0; NaN of NaN."""
     return 1 if update > 0 else -1 if update < 0 else 0 * update
 
 
 @transform
-def clip_value(update, param, *, limit=hyper.non_negative(1.0, "largest size of an element")):
+def clip_value(update, param, *, limit=_LIMIT):
     """The update, no element of it larger than `limit`."""
     return min(max(update, -limit), limit)
 

@@ -493,17 +493,19 @@ def Declared(
 
 
 WRONG = [
-    ("lr", -1.0, ValueError, "a number of at least 0"),
-    ("lr", math.nan, ValueError, "a number of at least 0"),
-    ("lr", "x", TypeError, "a number of at least 0"),
-    ("lr", True, TypeError, "a number of at least 0"),
+    ("lr", -1.0, ValueError, "a finite number of at least 0"),
+    ("lr", math.nan, ValueError, "a finite number of at least 0"),
+    ("lr", math.inf, ValueError, "a finite number of at least 0"),
+    ("lr", 10**400, ValueError, "a finite number of at least 0"),
+    ("lr", "x", TypeError, "a finite number of at least 0"),
+    ("lr", True, TypeError, "a finite number of at least 0"),
     ("gammas", (0.1, 0.2), ValueError, "3 numbers in [0, 1)"),
     ("gammas", (0.1, 0.2, 1.0), ValueError, "3 numbers in [0, 1)"),
     ("gammas", 0.1, ValueError, "3 numbers in [0, 1)"),
     ("gammas", (0.1, 0.2, None), TypeError, "3 numbers in [0, 1)"),
-    ("cap", 2.5, ValueError, "a finite number in [-1, 2]"),
-    ("cap", -1.5, ValueError, "a finite number in [-1, 2]"),
-    ("eps", -1e-9, ValueError, "a number of at least 0"),
+    ("cap", 2.5, ValueError, "a number in [-1, 2]"),
+    ("cap", -1.5, ValueError, "a number in [-1, 2]"),
+    ("eps", -1e-9, ValueError, "a finite number of at least 0"),
     ("beta", 1.0, ValueError, "a number in [0, 1)"),
     ("shift", math.inf, ValueError, "a finite number"),
     ("weights", (1.0, math.nan), ValueError, "2 finite numbers"),
@@ -554,8 +556,8 @@ def test_constructor_and_documentation_follow():
     assert names == ["params", *declared, *options]
     doc = inspect.getdoc(Declared)
     assert doc.startswith("Declared: everything.")
-    assert "cap: a cap, a finite number in [-1, 2]. Default: 1.0." in doc
-    assert "lr: learning rate, a number of at least 0. Required." in doc
+    assert "cap: a cap, a number in [-1, 2]. Default: 1.0." in doc
+    assert "lr: learning rate, a finite number of at least 0. Required." in doc
     assert "on: a switch, True or False. Default: False." in doc
     assert 'State of a parameter: "step".' in doc
     assert 'State of a parameter: "step", "lr_max", "weight_sum", "z", "exp_avg_sq".' in (
@@ -633,7 +635,7 @@ MISUSES = [
     ("param, grad, **hyper", "return param", 1, "**hyper", "name every state buffer"),
     ("param, grad, buf='x'", "return param, buf", 1, "buf='x'", "positional is a state buffer"),
     ("param, grad, lr=hyper.rate(1)", "return param, lr", 1, None, "positional is a state buffer"),
-    ("param, grad, *, lr=-1", "return param", 1, "lr=-1", "expected a number of at least 0"),
+    ("param, grad, *, lr=-1", "return param", 1, "lr=-1", "expected a finite number of at least 0"),
     ("param, grad, *, beta=1.0", "return param", 1, "beta=1.0", "expected a number in [0, 1)"),
     ("param, grad, *, x='a'", "return param", 1, "x='a'", "expected a finite number"),
     ("param, grad, *, x=math.nan", "return param", 1, "x=nan", "expected a finite number"),

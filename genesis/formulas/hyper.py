@@ -34,7 +34,7 @@ class Hyper:
         most: the largest value. Default: inf.
         count: for a tuple, the number of its elements. Default: 0, it is one number.
         is_flag: it is True or False. Default: False.
-        finite: infinity is refused even where the range is open. Default: False.
+        infinite: infinity makes sense, too. Default: False.
     """
 
     default: Any
@@ -44,17 +44,18 @@ class Hyper:
     most: float = math.inf
     count: int = 0
     is_flag: bool = False
-    finite: bool = False
+    infinite: bool = False
 
     @property
     def range(self) -> str:
         """The allowed values, in words."""
         if self.is_flag:
             return "True or False"
-        word = "a finite number" if self.finite else "a number"
+        limits = [math.isfinite(limit) for limit in (self.low, self.below, self.most)]
+        is_open = not limits[0] or not (limits[1] or limits[2])
+        word = "a finite number" if is_open and not self.infinite else "a number"
         if self.count:
             word = f"{self.count} {word.split(' ', 1)[1]}s"
-        limits = [math.isfinite(limit) for limit in (self.low, self.below, self.most)]
         if limits[0] and limits[1]:
             return f"{word} in [{self.low:g}, {self.below:g})"
         if limits[0] and limits[2]:
@@ -81,11 +82,13 @@ class Hyper:
             number, (int, float, np.floating, np.integer)
         ):
             raise TypeError(f"Invalid {name}: {shown!r}, expected {self.range}")
-        if (
-            not self.low <= number <= self.most
-            or self.below <= number < math.inf
-            or (self.finite and not math.isfinite(number))
-        ):
+        try:
+            number = float(number)
+        except OverflowError:  # an int that no float can hold
+            number = math.nan
+        sensible = math.isfinite(number) or (self.infinite and number == math.inf)
+        in_range = self.low <= number <= self.most
+        if not (sensible and in_range and (number < self.below or self.below == math.inf)):
             raise ValueError(f"Invalid {name}: {shown!r}, expected {self.range}")
 
     @property
@@ -97,12 +100,12 @@ class Hyper:
 
 
 def rate(default: Any = REQUIRED, text: str = "learning rate") -> Hyper:
-    """A rate: a number of at least 0."""
+    """A rate: a finite number of at least 0."""
     return Hyper(default, text, low=0)
 
 
 def non_negative(default: Any = REQUIRED, text: str = "") -> Hyper:
-    """A number of at least 0."""
+    """A finite number of at least 0."""
     return Hyper(default, text, low=0)
 
 
@@ -123,9 +126,10 @@ def number(
     low: float = -math.inf,
     below: float = math.inf,
     most: float = math.inf,
+    infinite: bool = False,
 ) -> Hyper:
-    """Any finite number within the limits: at least `low`, less than `below`, at most `most`."""
-    return Hyper(default, text, low, below, most, finite=True)
+    """A number of at least `low`, less than `below`, at most `most`; finite unless `infinite`."""
+    return Hyper(default, text, low, below, most, infinite=infinite)
 
 
 def flag(default: bool, text: str = "") -> Hyper:
@@ -151,7 +155,7 @@ def declared(name: str, default: Any) -> Hyper:
         return Hyper(default, betas().text if count else decay().text, low=0, below=1, count=count)
     if name in _KNOWN:
         return Hyper(default, _KNOWN[name], low=0, count=count)
-    found = Hyper(default, "", finite=True, count=count)
+    found = Hyper(default, count=count)
     if default is not REQUIRED:
         try:
             found.check(name, default)

@@ -204,19 +204,12 @@ class Part:
         if self.numbers is None:
             return None
         carried = [numbers[self.outside(name)] for name in self.carried]
-        hypers = {name: _as_float(group[self.outside(name)]) for name in self.numbers.hypers}
+        hypers = {name: group[self.outside(name)] for name in self.numbers.hypers}
         return self.numbers.function(step, *carried, **hypers)
 
 
 def _fields(declared: Hyper) -> tuple:
     return tuple(getattr(declared, name) for name in declared.__dataclass_fields__)
-
-
-def _as_float(value: Any) -> Any:
-    """A hyper-parameter's value for arithmetic in float64."""
-    if isinstance(value, (tuple, list)):
-        return tuple(float(number) for number in value)
-    return value if isinstance(value, bool) else float(value)
 
 
 class Recipe:
@@ -327,10 +320,8 @@ class Recipe:
     ) -> list[Any]:
         """What the formulas give for one element, as the CPU's kernels compute it."""
 
-        def value_of(name: str) -> Any:
-            value = group[name]
-            return bool(value) if self.hypers[name].is_flag else _as_float(value)
-
         values = dict(zip(self.states, map(Number, map(kind, states))))
-        found = self.results(Number(kind(param)), Number(kind(grad)), values, value_of, named, step)
+        found = self.results(
+            Number(kind(param)), Number(kind(grad)), values, group.__getitem__, named, step
+        )
         return [value.value if isinstance(value, Number) else kind(float(value)) for value in found]

@@ -12,7 +12,7 @@ from ..optim import checks
 from ..optim.optimizer import Optimizer
 from ..optim.plan import Rule
 from .formula import Formula
-from .hyper import REQUIRED, Hyper
+from .hyper import REQUIRED
 from .recipe import Numbers, Part, Recipe
 from .writing import Written
 
@@ -46,25 +46,17 @@ class RuleOptimizer(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         for name, declared in self._recipe.hypers.items():
-            declared.check(name, group[name])
-        _MAXIMIZE.check("maximize", group["maximize"])
+            declared.check(name, checks.entry(group, name))
+        checks.flags(group, "maximize")
 
-    def _check_group(
-        self, i: int, group: dict[str, Any], before: dict[str, Any] | None = None
-    ) -> None:
+    def _check_lr(self, group: dict[str, Any]) -> None:
         rate = self._recipe.hypers.get("lr")
-        if before is None or rate is None or checks.changes(before, group) != ["lr"]:
-            return super()._check_group(i, group)
-        if not self.defaults.keys() <= group.keys():
-            return super()._check_group(i, group)
-        try:  # as after each step of a scheduler
+        if rate is not None:
             rate.check("lr", group["lr"])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (in param group {i})") from None
 
     def _written(self, group: dict[str, Any]) -> Written:
         recipe = self._recipe
-        return recipe.written[tuple([bool(group[name]) for name in recipe.flags])]
+        return recipe.written[tuple([group[name] for name in recipe.flags])]
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         written = self._written(group)
@@ -131,6 +123,7 @@ class RuleOptimizer(Optimizer):
             if group[name] is REQUIRED:
                 raise TypeError(f"{cls.__name__}.reference: {name!r} is required")
             declared.check(name, group[name])
+            group[name] = checks.plain(group[name])
         kind: Any = np.float64 if np.asarray(param).dtype == np.float64 else np.float32
         named = recipe.named(group, numbers, step)
         begun = list(recipe.states.values())[len(state) :]
@@ -142,9 +135,6 @@ class RuleOptimizer(Optimizer):
             for result, value in zip(results, values):
                 result[place] = value
         return tuple(result[()] for result in results)
-
-
-_MAXIMIZE = Hyper(False, is_flag=True)
 
 
 def made(recipe: Recipe, module: str, qualname: str, doc: str | None) -> type[RuleOptimizer]:

@@ -35,7 +35,8 @@ class Written:
             as they are.
         rule: the kernel's function, as `kernels.rules` describes it.
         scalars: the host's function: `scalars(group, step, named)` are the kernel's scalars; `group`
-            has hyper-parameters by name, `named` what functions for per-step numbers gave.
+            has hyper-parameters by name, Python's numbers (arithmetic with NumPy's would be in their
+            types), `named` what functions for per-step numbers gave.
         text: both as source.
     """
 
@@ -282,8 +283,7 @@ def _leaf(symbol: Symbol) -> ast.expr:
     found = _item(_load("group"), name)
     for place in places:
         found = _item(found, place)
-    # As Python's own: arithmetic with a NumPy scalar would be in the type of that.
-    return ast.Call(_load("float"), [found], [])
+    return found
 
 
 def _item(value: ast.expr, key: Any) -> ast.expr:
