@@ -16,7 +16,7 @@ def kernel_of(name):
     """A rule, the number of its state buffers and of its scalars."""
     made, _, settings = PUBLISHED[name]
     recipe = made._recipe
-    written = recipe.written[tuple(bool(settings.get(flag)) for flag in recipe.flags)]
+    written = recipe.written[recipe.choice({"amsgrad": False, **settings})]
     return written.rule, len(written.states), len(written._scalars)
 
 

@@ -314,7 +314,7 @@ class _Module:
         value = getattr(self._module, name)
         found = self._adapted.known(value)
         if found is None:
-            raise TypeError(f"{self._module.__name__}.{name} is a {type(value).__name__}")
+            raise AttributeError(f"{self._module.__name__}.{name} is a {type(value).__name__}")
         return found
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,8 @@ class Recipe:
         hypers: the hyper-parameters.
         carried: numbers carried from step to step, with what they begin with.
         flags: the hyper-parameters that are flags.
-        written: the code by the choice of flags.
+        choice: a group's choice of flags.
+        written: the code by this choice.
     """
 
     def __init__(self, name: str, parts: Sequence[Part], file: str, line: int):
@@ -242,8 +244,13 @@ class Recipe:
         self.has_numbers = any(part.numbers for part in parts)
         if len(self.flags) > MOST_FLAGS:
             parts[0].formula.refuse(", ".join(self.flags), f"more than {MOST_FLAGS} flags")
-        choices = itertools.product((False, True), repeat=len(self.flags))
-        self.written = {choice: self._written(choice) for choice in choices}
+        self.choice: Callable[[Mapping[str, Any]], Any] = (
+            itemgetter(*self.flags) if self.flags else lambda group: ()
+        )
+        self.written: dict[Any, Written] = {}
+        for values in itertools.product((False, True), repeat=len(self.flags)):
+            flags = dict(zip(self.flags, values))
+            self.written[self.choice(flags)] = self._written(flags)
 
     def results(
         self,
@@ -268,9 +275,8 @@ class Recipe:
             after += rest
         return [param - update, *after]
 
-    def _written(self, choice: tuple[bool, ...]) -> Written:
+    def _written(self, flags: Mapping[str, bool]) -> Written:
         """The code, for one choice of flags."""
-        flags = dict(zip(self.flags, choice))
         trace = Trace(self.parts[0].formula.code if len(self.parts) == 1 else None)
         hypers = {
             name: tuple(trace.leaf("hyper", name, i) for i in range(declared.count))

@@ -41,7 +41,6 @@ class RuleOptimizer(Optimizer):
                 f"{type(self).__name__}.__init__() missing {len(missing)} required keyword-only "
                 f"argument{plural}: {', '.join(missing)}"
             )
-        self._found: tuple[Any, Any] | None = None
         super().__init__(params, {**defaults, "maximize": maximize}, **given)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -55,8 +54,7 @@ class RuleOptimizer(Optimizer):
             rate.check("lr", group["lr"])
 
     def _written(self, group: dict[str, Any]) -> Written:
-        recipe = self._recipe
-        return recipe.written[tuple([group[name] for name in recipe.flags])]
+        return self._recipe.written[self._recipe.choice(group)]
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         written = self._written(group)
@@ -64,27 +62,6 @@ class RuleOptimizer(Optimizer):
 
     def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"step": 0, **self._recipe.carried, **self._fills}
-
-    def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
-        recipe, step = self._recipe, numbers["step"] + 1
-        if not recipe.carried:
-            return {"step": step}
-        named = recipe.named(group, numbers, step)
-        self._found = numbers, named  # for the scalars, which are asked for next
-        return {"step": step, **recipe.next_carried(named)}
-
-    def _scalars_between(
-        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
-    ) -> tuple[float, ...]:
-        recipe, step = self._recipe, before["step"] + 1
-        named: Any = None
-        if recipe.has_numbers:
-            found, self._found = self._found, None
-            if found is not None and found[0] is before:
-                named = found[1]
-            else:
-                named = recipe.named(group, before, step)
-        return self._written(group).scalars(group, step, named)
 
     @classmethod
     def reference(
@@ -137,6 +114,28 @@ class RuleOptimizer(Optimizer):
         return tuple(result[()] for result in results)
 
 
+class WithNumbers(RuleOptimizer):
+    """One with a function for per-step numbers."""
+
+    _found: tuple[Any, Any] | None = None
+
+    def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+        recipe, step = self._recipe, numbers["step"] + 1
+        named = recipe.named(group, numbers, step)
+        self._found = numbers, named  # for the scalars, which are asked for next
+        return {"step": step, **recipe.next_carried(named)}
+
+    def _scalars_between(
+        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
+    ) -> tuple[float, ...]:
+        found, self._found = self._found, None
+        if found is not None and found[0] is before:
+            named = found[1]
+        else:
+            named = self._recipe.named(group, before, after["step"])
+        return self._written(group).scalars(group, after["step"], named)
+
+
 def made(recipe: Recipe, module: str, qualname: str, doc: str | None) -> type[RuleOptimizer]:
     """The class for a recipe, as it is known in a module."""
     needs = [set(written.states) for written in recipe.written.values()]
@@ -152,7 +151,19 @@ def made(recipe: Recipe, module: str, qualname: str, doc: str | None) -> type[Ru
         "_numbers": ("step", *recipe.carried),
         "_fills": {name: value for name, value in recipe.states.items() if value},
     }
-    return type(recipe.name, (RuleOptimizer,), body)
+    if recipe.has_numbers:
+        return type(recipe.name, (WithNumbers,), body)
+    return type(recipe.name, (RuleOptimizer,), {**body, "_scalars": _scalars(recipe)})
+
+
+def _scalars(recipe: Recipe) -> Callable:
+    """The method `_scalars`, which each step calls: found here, it costs half a microsecond less."""
+    by_choice = {choice: written.scalars for choice, written in recipe.written.items()}
+    if len(by_choice) > 1:
+        choice = recipe.choice
+        return lambda self, group, numbers: by_choice[choice(group)](group, numbers["step"], None)
+    (only,) = by_choice.values()
+    return lambda self, group, numbers: only(group, numbers["step"], None)
 
 
 def _signature(recipe: Recipe) -> inspect.Signature:

@@ -141,7 +141,7 @@ class _Math:
 
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(functions.ARGUMENTS)
-        raise TypeError(f"of math, rules may use {known}")
+        raise AttributeError(f"of math, rules may use {known}")
 
 
 MATH = _Math()
