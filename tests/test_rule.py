@@ -959,3 +959,25 @@ def test_classes_and_optimizers_are_copied(rng):
         assert q is not p
         gradients = gradients_for(rng, 2, 3)
         assert_bits(stepped(twin, q, gradients), stepped(opt, p, gradients))
+
+
+def test_schedulers_drive_a_rule(rng):
+    p = parameter(np.zeros(1))
+    opt = Lion([p], lr=0.5)
+    scheduler = genesis.optim.lr_scheduler.StepLR(opt, step_size=1, gamma=0.5)
+    for _ in range(3):
+        stepped(opt, p, [np.ones(1)])
+        scheduler.step()
+    assert p.numpy()[0] == -0.5 - 0.25 - 0.125
+
+
+def test_whether_something_is_true_counts_as_a_number():
+    @genesis.rule
+    def Signs(param, grad, *, lr=0.1):
+        return ((grad > 0) - (grad < 0)) * lr * 3 + grad
+
+    x = np.array([1.0, -1.0, 0.0, np.nan], np.float32)
+    p = parameter(x)
+    found = stepped(Signs([p]), p, [x])
+    assert_bits(found, Signs.reference(x, x)[0])
+    np.testing.assert_allclose(found[:3], [1.3, -1.3, 0.0], rtol=1e-6)

@@ -41,6 +41,10 @@ class Operand:
         """The result of an operation, of `ARITHMETIC`, `COMPARISONS`, "power" or of `math`."""
         raise NotImplementedError
 
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        """`yes if condition else no`; from here on a kernel's number, whichever it is."""
+        raise NotImplementedError
+
     def __add__(self, other: Any) -> Any:
         return self.do("add", self, other)
 
@@ -151,13 +155,13 @@ def _extreme(usual: Callable, operation: str) -> Callable:
     """`min` or `max` as Python has them, what they do with NaN included."""
 
     def call(*arguments: Any) -> Any:
-        if not any(isinstance(argument, Symbol) for argument in arguments):
+        if not any(isinstance(argument, Operand) for argument in arguments):
             return usual(*arguments)
         found, *others = arguments
         for other in others:
-            one = other if isinstance(other, Symbol) else found
-            if isinstance(one, Symbol):
-                found = one.trace.choose(one.do(operation, other, found), other, found)
+            operand = other if isinstance(other, Operand) else found
+            if isinstance(operand, Operand):
+                found = operand.choose(operand.do(operation, other, found), other, found)
             else:
                 found = usual(found, other)
         return found
@@ -179,7 +183,7 @@ BUILTINS = {
 
 
 class Number(Operand):
-    """A NumPy scalar that computes as kernels do."""
+    """A NumPy scalar that computes as kernels do. What is true is 1, what is false 0."""
 
     __slots__ = ("value",)
 
@@ -192,11 +196,12 @@ class Number(Operand):
         kind = type(self.value)
         values = [_value(operand, kind) for operand in operands]
         if operation in functions.ARGUMENTS:
-            found = functions.evaluate(operation, *values)
-            return found if operation in functions.TESTS else Number(found)
+            return Number(kind(functions.evaluate(operation, *values)))
         with np.errstate(all="ignore"):
-            found = _OPERATIONS[operation](*values)
-        return bool(found) if operation in COMPARISONS else Number(found)
+            return Number(kind(_OPERATIONS[operation](*values)))
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        return Number(_value(yes if condition else no, type(self.value)))
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -257,12 +262,14 @@ class Symbol(Operand):
 
     def do(self, operation: str, *operands: Any) -> Any:
         trace = self.trace
-        symbols = [trace.number(operand) for operand in operands]
-        if operation == "power" and not all(symbol.on_host for symbol in symbols):
+        beside_element = any(isinstance(o, Symbol) and not o.on_host for o in operands)
+        if operation == "power" and beside_element:
             return power(*operands)
-        if operation == "neg" and isinstance(operands[0], Symbol) and operands[0].is_truth:
-            return trace.choose(operands[0], trace.number(-1), trace.number(0))
+        symbols = [trace.number(operand, beside_element) for operand in operands]
         return trace.symbol(operation, *symbols)
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        return self.trace.choose(condition, yes, no)
 
     def __bool__(self) -> bool:
         return self.trace.decide(self)
@@ -320,14 +327,16 @@ class Trace:
             frame = frame.f_back  # type: ignore[assignment]
         return 0 if self._code is None else self._code.co_firstlineno
 
-    def number(self, value: Any) -> Symbol:
+    def number(self, value: Any, beside_element: bool = False) -> Symbol:
         """A symbol that is a number, for an operand or a result of a formula."""
         if isinstance(value, Symbol):
             return self.choose(value, self.number(1), self.number(0)) if value.is_truth else value
         if not isinstance(value, _PLAIN):
             raise TypeError(f"{type(value).__name__!r} is no number")
-        value = float(value)
-        return self._one("constant", (value.hex(),), (value,), True)
+        # An int stays one, as long as it is exact: Python knows no negative zero of them.
+        exact = isinstance(value, (int, np.integer, np.bool_)) and abs(int(value)) <= 2**53
+        value = int(value) if exact and not beside_element else float(value)
+        return self._one("constant", (type(value), repr(value)), (value,), True)
 
     def decide(self, symbol: Symbol) -> bool:
         """Whether a symbol is true, on the way through the formula that is being taken."""
