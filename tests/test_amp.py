@@ -156,6 +156,18 @@ def test_random_bits_are_others_at_each_update_however_late(first):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+def test_tables_with_keys_are_reduced_and_zeroed_like_others():
+    params = [genesis.Parameter(np.ones(100 + i, BFLOAT16)) for i in range(5)]
+    opt = genesis.optim.SGD(params, lr=1e-3, stochastic_rounding=True)
+    for p in params:
+        p.grad = np.full(p.shape, 2, BFLOAT16)
+    opt.step(max_norm=1.0)
+    assert opt.grad_norm == pytest.approx(2 * math.sqrt(sum(p.size for p in params)), rel=1e-12)
+    opt.zero_grad(set_to_none=False)
+    assert not any(p.grad.astype(float).any() for p in params)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
 def test_a_momentum_that_is_switched_on_later_begins_with_the_whole_gradient():
     """With stochastic rounding a step count is there before the momentum is."""
     p = genesis.Parameter(np.zeros(3, BFLOAT16))

@@ -937,3 +937,17 @@ def test_the_helpers_that_do_start_are_enough(num_threads, monkeypatch, small_ch
     assert len(started) == 1
     assert threads.MINIMUM_BYTES == 1
     assert cpu.CHUNK == 7
+
+
+def test_a_gradient_that_fits_no_more_can_be_zeroed():
+    a = genesis.Parameter(np.ones((2, 3)))
+    a.grad = grad = np.ones((2, 3))
+    opt = Adam([a])
+    opt.step()
+    a.data.shape = (3, 2)
+    opt.zero_grad(set_to_none=False)
+    assert a.grad is grad
+    assert not grad.any()
+    refused(opt.step, opt, "shape")
+    opt.zero_grad()
+    assert a.grad is None

@@ -106,6 +106,7 @@ _PATIENCE = 1000
 # 0.05 us more for each array among its arguments. These are the places of numbers in it.
 (
     ADDRESSES,  # where the table has its rows
+    ROW_SIZE,  # how many bytes a row takes
     CHUNKS,  # where its chunks are, of which each is a tensor, a start and a stop
     CHUNK_COUNT,
     SCALARS,
@@ -114,7 +115,13 @@ _PATIENCE = 1000
     CLAIMS,  # where counters are of chunks claimed, of chunks done, and whether the caller is at work;
     # 0: there is one thread and all chunks are its own
     RECORD_SIZE,
-) = range(8)
+) = range(9)
+
+
+@numba.njit
+def row_address(record, row):
+    """Where a row of the table is: it may be longer than what a kernel reads of it."""
+    return word(record + 8 * ADDRESSES) + row * word(record + 8 * ROW_SIZE)
 
 
 def work(record, helping):
@@ -153,7 +160,7 @@ def work(record, helping):
         for chunk in range(first, last):
             place = chunks + 24 * chunk
             announce_chunk(record, chunk + _AHEAD)
-            tensors = row_of(word(record + 8 * ADDRESSES), word(place))
+            tensors = row_of(row_address(record, word(place)))
             result = process(tensors, word(place + 8), word(place + 16), hyper, moment)
             if results != 0:
                 put_float(results + 8 * chunk, result)
@@ -179,7 +186,7 @@ def coming_chunk(record, chunk):
     """
     if chunk < word(record + 8 * CHUNK_COUNT):
         place = word(record + 8 * CHUNKS) + 24 * chunk
-        tensors = row_of(word(record + 8 * ADDRESSES), word(place))
+        tensors = row_of(row_address(record, word(place)))
         start = word(place + 8)
         length = min(word(place + 16) - start, 128)
         for column in range(len(sizes)):
@@ -312,6 +319,7 @@ class Bound:
         self._kept = table.addresses, table.chunks, scalars, moments, results
         self._record = np.zeros(RECORD_SIZE, np.int64)
         self._record[CHUNK_COUNT] = len(table.chunks)
+        self._record[ROW_SIZE] = table.addresses.strides[0]
         for place, array in zip((ADDRESSES, CHUNKS, SCALARS, MOMENT, RESULTS), self._kept):
             if array is not None:
                 self._record[place] = array.ctypes.data

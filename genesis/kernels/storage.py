@@ -68,20 +68,16 @@ def addresses(columns: int):
 
 @lru_cache(maxsize=None)
 def row(columns: int):
-    """A function `(address of the table, row)` -> the row's addresses as a tuple."""
+    """A function `(address of a table's row)` -> its first `columns` addresses as a tuple."""
 
     @intrinsic
-    def read_row(typing_context, table, row):
+    def read_row(typing_context, row):
         def generate(context, builder, signature, arguments):
             data = builder.inttoptr(arguments[0], _I64.as_pointer())
-            first = builder.mul(arguments[1], _I64(columns))
-            values = [
-                builder.load(builder.gep(data, [builder.add(first, _I64(column))]))
-                for column in range(columns)
-            ]
+            values = [builder.load(builder.gep(data, [_I64(k)])) for k in range(columns)]
             return context.make_tuple(builder, signature.return_type, values)
 
-        return types.UniTuple(types.int64, columns)(types.int64, types.int64), generate
+        return types.UniTuple(types.int64, columns)(types.int64), generate
 
     return read_row
 

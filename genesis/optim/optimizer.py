@@ -423,7 +423,10 @@ class Optimizer:
                 if isinstance(parameter.grad, SparseGrad):
                     parameter.grad = parameter.grad.emptied()
                 elif parameter.grad is not None:
-                    parameter.grad = buffers.zeroed(parameter.grad)
+                    gradient = parameter.grad
+                    zeroed = buffers.zeroed(gradient)
+                    if zeroed is not gradient:
+                        parameter.grad = zeroed
         if kept is not None:
             self._plans.append(kept)
 
