@@ -612,7 +612,8 @@ MISUSES = [
     ("param, grad", "yield param", None, None, ALLOWED),
     ("param, grad", "global X\nX = 1\nreturn param", 4, "X = 1", ALLOWED),
     ("param, grad", "param.x = 1\nreturn param", 3, "param.x = 1", ALLOWED),
-    ("param, grad", "return param - np.sqrt(grad)", 3, "np.sqrt", f"{ALLOWED} (AttributeError: numpy.sqrt"),
+    ("param, grad", "return param - np.sqrt(grad)", 3, "np.sqrt",
+     f"{ALLOWED} (AttributeError: numpy.sqrt"),
     ("param, grad", "return param - math.floor(grad)", 3, "math.floor", "rules may use sqrt"),
     ("param, grad", "return param % 2", 3, "param % 2", ALLOWED),
     ("param, grad", "return param - grad[0]", 3, "grad[0]", ALLOWED),
@@ -678,8 +679,8 @@ def test_misuse_is_refused_with_file_and_line(arguments, body, line, construct, 
     assert message.startswith(f"{tmp_path / 'mine.py'}:")
     assert ": rule Wrong: " in message
     assert why in message
-    if construct is not None:
-        assert f'"{construct}"' in message
+    if construct is not None:  # before 3.11, Python knows no more than the line
+        assert (f'"{construct}"' if sys.version_info >= (3, 11) else construct) in message
     if line is not None:
         offset = len(head.splitlines())
         wanted = offset + line if line > 0 else {-2: 8, -5: 12}[line]
