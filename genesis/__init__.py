@@ -8,9 +8,10 @@ weight.grad = gradient
 optimizer.step()
 """
 
-from . import amp, nn, optim
+from . import amp, nn, optim, transforms
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
+from .formulas import RuleError, chain, hyper, rule, transform
 from .kernels.threads import get_num_threads, set_num_threads
 from .parameter import Parameter
 from .regions import autocast
@@ -22,17 +23,23 @@ enable_autocast = True
 __all__ = [
     "CheckpointError",
     "Parameter",
+    "RuleError",
     "SparseGrad",
     "__version__",
     "amp",
     "autocast",
+    "chain",
     "enable_autocast",
     "get_num_threads",
+    "hyper",
     "load",
     "load_checkpoint",
     "nn",
     "optim",
+    "rule",
     "save",
     "save_checkpoint",
     "set_num_threads",
+    "transform",
+    "transforms",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 
 import ml_dtypes
 import numpy as np
 
+from . import functions
 from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
@@ -25,7 +26,7 @@ _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 # What rules find in `math`: where Python raises an error, a GPU gives NaN or infinity.
-_MATH = SimpleNamespace(sqrt=np.sqrt, fabs=np.fabs)
+_MATH = functions.like_math()
 
 
 @lru_cache(maxsize=None)

@@ -93,6 +93,10 @@ class Optimizer:
         """Raise TypeError or ValueError if the hyper-parameters in `group` are impossible."""
         raise NotImplementedError(f"{type(self).__name__} must define _check")
 
+    def _check_lr(self, group: dict[str, Any]) -> None:
+        """As `_check`, where nothing but "lr" is new since then, as after a scheduler's step."""
+        checks.lr(group)
+
     def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
         """Raise TypeError if a group's rule does not suit the kind of gradient a parameter has."""
         if isinstance(parameter.grad, SparseGrad):
@@ -296,7 +300,7 @@ class Optimizer:
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
             plan = self._new_plan(settings, parameters, first)
-        plan.settings = settings
+        plan.settings, plan.check_lr = settings, self._check_lr
         return plan
 
     def _new_plan(self, group: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:

@@ -86,6 +86,7 @@ class Plan:
 
     Attributes:
         settings: the group when it was last checked.
+        check_lr: raises unless the learning rate of a group like it is valid.
         arrays: what an update writes, and `whose` parameter and which of its buffers each of them is.
 
     Raises:
@@ -107,6 +108,7 @@ class Plan:
     ):
         self.rule, self.types, self.first = rule, types, first
         self.settings: dict[str, Any] = {}
+        self.check_lr: Callable[[dict[str, Any]], None] = checks.lr
         self.parameters, self._gradients = list(parameters), gradients
         self.buckets: list[Bucket] = []
         self.created: dict[Parameter, dict[str, Any]] = {}
@@ -228,7 +230,7 @@ class Plan:
             rate = group["lr"]
             if {**self.settings, "lr": rate} != group:
                 return False
-            checks.lr(group)
+            self.check_lr(group)
         except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
             return False
         self.settings["lr"] = checks.plain(rate)

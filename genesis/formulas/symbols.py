@@ -1,0 +1,406 @@
+"""Symbols and numbers on which a formula runs, and what it did with them.
+
+Both are `Operand`s: they go through the same function and mean the same arithmetic. A `Symbol` writes
+down what is done with it; a `Number` does it, as the CPU's kernels do.
+
+A symbol that depends on no element of a tensor is the host's. Where one is asked whether it is true,
+by an `if`, `and`, `or` or `not`, the formula is run once for each answer, and the two results are
+joined by a choice; where both runs did the same with different values, the choice is made between the
+values. So code that follows an `if` stands once, as it was written.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from ..kernels import functions
+
+ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+_TRUTHS = {*COMPARISONS, "truth", *functions.TESTS}
+_PLAIN = (int, float, np.floating, np.integer, np.bool_)  # a bool is an int
+WAYS = 256
+"""How many ways through a formula there may be: eight `if`s, one after another, that is."""
+_LARGEST_POWER = 8
+
+
+class Operand:
+    """Something with which a formula computes."""
+
+    __slots__ = ()
+    __array_ufunc__ = None  # NumPy's scalars leave arithmetic with it to this class
+    __hash__ = object.__hash__
+
+    def do(self, operation: str, *operands: Any) -> Any:
+        """The result of an operation, of `ARITHMETIC`, `COMPARISONS`, "power" or of `math`."""
+        raise NotImplementedError
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        """`yes if condition else no`; from here on a kernel's number, whichever it is."""
+        raise NotImplementedError
+
+    def __add__(self, other: Any) -> Any:
+        return self.do("add", self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self.do("add", other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return self.do("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self.do("sub", other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return self.do("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self.do("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.do("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self.do("div", other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return self.do("power", self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return self.do("power", other, self)
+
+    def __neg__(self) -> Any:
+        return self.do("neg", self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __abs__(self) -> Any:
+        return self.do("fabs", self)
+
+    def __lt__(self, other: Any) -> Any:
+        return self.do("lt", self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.do("le", self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.do("gt", self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.do("ge", self, other)
+
+    def __eq__(self, other: Any) -> Any:
+        return self.do("eq", self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.do("ne", self, other)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """The power of an element: small whole ones are products, 0.5 is a square root."""
+    if not isinstance(exponent, Operand):
+        if exponent == 0.5:
+            return base.do("sqrt", base)
+        if 1 <= abs(exponent) <= _LARGEST_POWER and float(exponent).is_integer():
+            product = base
+            for _ in range(abs(int(exponent)) - 1):
+                product = product * base
+            return product if exponent > 0 else 1.0 / product
+    one = base if isinstance(base, Operand) else exponent
+    return one.do("pow", base, exponent)
+
+
+# ---- what a formula finds in place of `math` and of Python's own functions ----
+
+
+def _function(name: str) -> Callable:
+    usual = getattr(math, name)
+
+    def call(*arguments: Any) -> Any:
+        operand = next((a for a in arguments if isinstance(a, Operand)), None)
+        if operand is None:
+            return usual(*arguments)
+        if len(arguments) != functions.ARGUMENTS[name]:
+            raise TypeError(f"{name} takes {functions.ARGUMENTS[name]} arguments")
+        return operand.do(name, *arguments)
+
+    return call
+
+
+class _Math:
+    """`math`, with functions that take operands."""
+
+    def __init__(self) -> None:
+        for name in functions.ARGUMENTS:
+            setattr(self, name, _function(name))
+        for name in ("pi", "e", "tau", "inf", "nan"):
+            setattr(self, name, getattr(math, name))
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(functions.ARGUMENTS)
+        raise AttributeError(f"of math, rules may use {known}")
+
+
+MATH = _Math()
+
+
+def _extreme(usual: Callable, operation: str) -> Callable:
+    """`min` or `max` as Python has them, what they do with NaN included."""
+
+    def call(*arguments: Any) -> Any:
+        if not any(isinstance(argument, Operand) for argument in arguments):
+            return usual(*arguments)
+        found, *others = arguments
+        for other in others:
+            operand = other if isinstance(other, Operand) else found
+            if isinstance(operand, Operand):
+                found = operand.choose(operand.do(operation, other, found), other, found)
+            else:
+                found = usual(found, other)
+        return found
+
+    return call
+
+
+BUILTINS = {
+    "abs": abs,
+    "float": float,
+    "max": _extreme(max, "gt"),
+    "min": _extreme(min, "lt"),
+    "pow": pow,
+}
+"""Python's own functions that a formula may call."""
+
+
+# ---- numbers ----
+
+
+class Number(Operand):
+    """A NumPy scalar that computes as kernels do. What is true is 1, what is false 0."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def do(self, operation: str, *operands: Any) -> Any:
+        if operation == "power":
+            return power(*operands)
+        kind = type(self.value)
+        values = [_value(operand, kind) for operand in operands]
+        if operation in functions.ARGUMENTS:
+            return Number(kind(functions.evaluate(operation, *values)))
+        with np.errstate(all="ignore"):
+            return Number(kind(_OPERATIONS[operation](*values)))
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        return Number(_value(yes if condition else no, type(self.value)))
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+def _value(operand: Any, kind: type) -> Any:
+    if isinstance(operand, Number):
+        return operand.value
+    if not isinstance(operand, _PLAIN):
+        raise TypeError(f"{operand!r} is no number")
+    with np.errstate(all="ignore"):
+        return kind(float(operand))
+
+
+_OPERATIONS: dict[str, Callable] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+}
+
+
+# ---- symbols ----
+
+
+class Symbol(Operand):
+    """A value that a formula computes: an operation and its operands, each of them a symbol.
+
+    Attributes:
+        operation: of the leaves "element", "hyper", "named", "step" and "constant"; else as in
+            `Operand.do`, or "choice", or "truth".
+        operands: of leaves what tells them apart.
+        on_host: whether it depends on no element.
+        line: where it was computed first.
+    """
+
+    __slots__ = ("line", "on_host", "operands", "operation", "trace")
+
+    def __init__(self, trace: Trace, operation: str, operands: tuple, on_host: bool, line: int):
+        self.trace, self.operation, self.operands = trace, operation, operands
+        self.on_host, self.line = on_host, line
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether it is true or false, rather than a number."""
+        return self.operation in _TRUTHS
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.operation in LEAVES
+
+    def do(self, operation: str, *operands: Any) -> Any:
+        trace = self.trace
+        beside_element = any(isinstance(o, Symbol) and not o.on_host for o in operands)
+        if operation == "power" and beside_element:
+            return power(*operands)
+        symbols = [trace.number(operand, beside_element) for operand in operands]
+        return trace.symbol(operation, *symbols)
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Any:
+        return self.trace.choose(condition, yes, no)
+
+    def __bool__(self) -> bool:
+        return self.trace.decide(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.operation} in a formula>"
+
+
+LEAVES = ("element", "hyper", "named", "step", "constant")
+
+
+class TooManyWaysError(TypeError):
+    """There are too many ways through a formula."""
+
+    def __init__(self) -> None:
+        super().__init__(f"there are more than {WAYS} ways through its conditions")
+
+
+class Trace:
+    """All symbols of one formula: equal ones are one object.
+
+    Args:
+        code: the formula's code, of which symbols note the line.
+    """
+
+    def __init__(self, code: CodeType | None = None):
+        self._code = code
+        self._known: dict[tuple, Symbol] = {}
+        self._choices: dict[tuple, Symbol] = {}
+        self._plan: Sequence[bool] = ()
+        self._taken: dict[int, tuple[Symbol, bool]] = {}
+
+    def leaf(self, operation: str, *what: Any) -> Symbol:
+        """A symbol on which formulas begin."""
+        return self._one(operation, what, what, operation != "element")
+
+    def symbol(self, operation: str, *operands: Symbol) -> Symbol:
+        """The symbol for an operation."""
+        key = tuple(map(id, operands))
+        return self._one(operation, key, operands, all(o.on_host for o in operands))
+
+    def _one(self, operation: str, key: tuple, operands: tuple, on_host: bool) -> Symbol:
+        whole = operation, *key
+        found = self._known.get(whole)
+        if found is None:
+            found = Symbol(self, operation, operands, on_host, self._line())
+            self._known[whole] = found
+        return found
+
+    def _line(self) -> int:
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is self._code:
+                return frame.f_lineno
+            frame = frame.f_back  # type: ignore[assignment]
+        return 0 if self._code is None else self._code.co_firstlineno
+
+    def number(self, value: Any, beside_element: bool = False) -> Symbol:
+        """A symbol that is a number, for an operand or a result of a formula."""
+        if isinstance(value, Symbol):
+            return self.choose(value, self.number(1), self.number(0)) if value.is_truth else value
+        if not isinstance(value, _PLAIN):
+            raise TypeError(f"{type(value).__name__!r} is no number")
+        # An int stays one, as long as it is exact: Python knows no negative zero of them.
+        exact = isinstance(value, (int, np.integer, np.bool_)) and abs(int(value)) <= 2**53
+        value = int(value) if exact and not beside_element else float(value)
+        return self._one("constant", (type(value), repr(value)), (value,), True)
+
+    def decide(self, symbol: Symbol) -> bool:
+        """Whether a symbol is true, on the way through the formula that is being taken."""
+        condition = symbol if symbol.is_truth else self.symbol("truth", symbol)
+        if id(condition) not in self._taken:
+            place = len(self._taken)
+            if place > WAYS:
+                raise TooManyWaysError
+            answer = self._plan[place] if place < len(self._plan) else True
+            self._taken[id(condition)] = condition, answer
+        return self._taken[id(condition)][1]
+
+    def results(self, formula: Callable[[], Sequence[Any]]) -> list[Symbol]:
+        """What a formula gives, on all ways through it together."""
+        self._ways = 0
+        return self._explored(formula, [])
+
+    def _explored(self, formula: Callable[[], Sequence[Any]], plan: list[bool]) -> list[Symbol]:
+        """The results of all ways that begin with these decisions."""
+        self._ways += 1
+        if self._ways > WAYS:
+            raise TooManyWaysError
+        self._plan, self._taken = plan, {}
+        found = [self.number(result) for result in formula()]
+        taken = list(self._taken.values())
+        for place in reversed(range(len(plan), len(taken))):
+            others = self._explored(formula, [answer for _, answer in taken[:place]] + [False])
+            condition = taken[place][0]
+            found = [self.choose(condition, a, b) for a, b in zip(found, others)]
+        return found
+
+    def choose(self, condition: Any, yes: Any, no: Any) -> Symbol:
+        """`yes if condition else no`, with the choice as far inside as it can be made."""
+        yes, no = self.number(yes), self.number(no)
+        if yes is no:
+            return yes
+        key = id(condition), id(yes), id(no)
+        if key not in self._choices:
+            self._choices[key] = self._chosen(condition, yes, no)
+        return self._choices[key]
+
+    def _chosen(self, condition: Symbol, yes: Symbol, no: Symbol) -> Symbol:
+        if self._alike(yes, no):
+            pairs = list(zip(yes.operands, no.operands))
+            if yes.operation != "choice":
+                chosen = [self.choose(condition, a, b) for a, b in pairs]
+                return self.symbol(yes.operation, *chosen)
+            inner = self._chosen_truth(condition, *pairs.pop(0))
+            if inner is not None:
+                first, second = (self.choose(condition, a, b) for a, b in pairs)
+                return first if first is second else self.symbol("choice", inner, first, second)
+        return self.symbol("choice", condition, yes, no)
+
+    def _chosen_truth(self, condition: Symbol, yes: Symbol, no: Symbol) -> Symbol | None:
+        """A choice between conditions, if it can be made further inside; else None."""
+        if yes is no:
+            return yes
+        if not self._alike(yes, no):
+            return None
+        pairs = zip(yes.operands, no.operands)
+        return self.symbol(yes.operation, *(self.choose(condition, a, b) for a, b in pairs))
+
+    @staticmethod
+    def _alike(yes: Symbol, no: Symbol) -> bool:
+        """Whether the same was done; not by the host, which is to compute either as a whole."""
+        computed = not (yes.on_host or no.on_host or yes.is_leaf)
+        return computed and yes.operation == no.operation
