@@ -231,9 +231,7 @@ def overlapping(
     alone = len(views)
     views = views + (others or [])
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
-    spans = sorted(
-        (device_of(view), *bounds(view), i) for i, view in enumerate(views) if view.size
-    )
+    spans = sorted((device_of(view), *bounds(view), i) for i, view in enumerate(views) if view.size)
     still_open: list[tuple[str, int, int]] = []
     for device, start, end, i in spans:
         still_open = [other for other in still_open if other[0] == device and other[1] > start]

@@ -566,7 +566,9 @@ def test_refuses_parameters_that_share_memory():
     p = genesis.Parameter(array, name="whole")
     for view in (array, array[1:], array.T, array[::2, ::3], array.ravel()[5:9]):
         q = genesis.Parameter(view)
-        with pytest.raises(ValueError, match=r"parameter 0 \('whole'\) and parameter 1 share memory"):
+        with pytest.raises(
+            ValueError, match=r"parameter 0 \('whole'\) and parameter 1 share memory"
+        ):
             SGD([p, q], lr=0.1)
         opt = SGD([p], lr=0.1)
         with pytest.raises(ValueError, match="share memory"):

@@ -126,8 +126,8 @@ def test_any_allocation_may_fail(name):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# Each attempt in a child of its own, since NumPy itself crashes at one place or another where it finds no
-# memory for a temporary array.
+# Each attempt in a child of its own, since NumPy itself crashes at one place or another where it finds
+# no memory for a temporary array.
 STARVED_ARRAYS = """
 import os, resource, sys
 import numpy as np, genesis
