@@ -148,7 +148,7 @@ class Optimizer:
             isinstance(entries, Mapping) for entries in state.values()
         ):
             raise TypeError(
-                "state must be a mapping from parameters to mappings of their state, but got a "
+                "state must be a mapping from parameters to mappings of their state, but got "
                 f"{type(state).__name__}"
             )
         self._state = State(state)
