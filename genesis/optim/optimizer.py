@@ -45,9 +45,9 @@ class Optimizer:
         options: `master_weights`, `state_dtype` and `stochastic_rounding`, see `precision.Options`.
 
     Attributes:
-        param_groups: a list of dicts, one a group: "params" and every hyper-parameter. Any number in
-            them may be changed between steps.
-        state: a dict from each parameter to a dict of its state buffers and the int "step".
+        param_groups: a list of dicts, one a group: "params" and every hyper-parameter. All of it may be
+            edited between steps, and the next step does what it then says.
+        state: a mapping from each parameter to a mapping of its state buffers and the int "step".
         defaults: as given.
         step_skipped: whether the last step that a loss scaler took found inf or NaN and did nothing.
 
@@ -61,7 +61,7 @@ class Optimizer:
     _always: tuple[str, ...] = ()
     _sometimes: tuple[str, ...] = ()
     _numbers: tuple[str, ...] = ("step",)
-    """The numbers that state shows. Without "step" among them, `_scalars` sees step 1, then 2."""
+    """The numbers that state shows. Without "step" among them, `_scalars` cannot go by it."""
 
     def __init__(
         self, params: Iterable, defaults: dict[str, Any], **options: Unpack[precision.Options]
@@ -161,6 +161,9 @@ class Optimizer:
     ) -> Any:
         """Update every parameter that has a gradient.
 
+        The step looks at every array that it is to use, and either does all that it has to do or
+        raises and has done nothing, also if a signal handler raises (Ctrl-C).
+
         With `max_norm` the gradients of all groups are clipped by their common norm, as
         `clip_grad_norm_` does, but without being written: one pass reads them for the norm, and
         the update applies the factor. `optimizer.grad_norm` is then the norm before clipping.
@@ -176,8 +179,9 @@ class Optimizer:
             `opt.step().clear_grad()` works.
 
         Raises:
-            TypeError, ValueError: `max_norm` or a number in a group is impossible. Nothing has been
-                written.
+            TypeError, ValueError: `max_norm` or a number in a group is impossible; a parameter, a
+                gradient or a state buffer does not fit the others any more, cannot be written, or
+                shares memory with what the step writes. Nothing has been written.
         """
         return self._step(closure, max_norm)
 
