@@ -761,10 +761,13 @@ class Attack:
 
     def assigned_meanwhile(self, i):
         """Another thread assigns gradients during steps."""
-        if not self.sound():
-            return
         slot = self.slot(i)
         shape = slot.array.shape
+        if slot.array.dtype not in (np.float64, np.float32):
+            return
+        self._assign(slot, np.full(shape, 0.5))  # with it the parameter is one that a step writes
+        if not self.sound():
+            return
         ended = threading.Event()
 
         def assign():
