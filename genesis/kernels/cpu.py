@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from . import reductions, storage, threads
 from .cache import keep_code
 from .compiling import Kept, once
 from .copies import with_copy
-from .memory import put_float, word
+from .memory import prefetch, put_float, word
 from .specialise import anew, announce, described, specialised
 
 if TYPE_CHECKING:
@@ -78,22 +79,6 @@ def _data_pointer(typing_context, array_object):
     return types.int64(array_object), generate
 
 
-@intrinsic
-def _prefetch(typing_context, address):
-    """Ask for the cache line at an address, without waiting for it."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        # not for writing alone, to be kept in all caches, data
-        builder.call(function, [pointer, flag(1), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = None
@@ -114,8 +99,13 @@ _PATIENCE = 1000
     RESULTS,  # where to put what each chunk came to, a float64; 0: nobody asks
     CLAIMS,  # where counters are of chunks claimed, of chunks done, and whether the caller is at work;
     # 0: there is one thread and all chunks are its own
+    FIRST_CLAIM,  # these counters, in the record of a launch that several threads share
+    SECOND_CLAIM,
+    THIRD_CLAIM,
     RECORD_SIZE,
-) = range(9)
+) = range(12)
+
+_Record = ctypes.c_int64 * RECORD_SIZE  # its address is found in a tenth of the time of an array's
 
 
 @numba.njit
@@ -192,7 +182,7 @@ def coming_chunk(record, chunk):
         for column in range(len(sizes)):
             first = tensors[column] + start * sizes[column]
             for address in range(first, first + length * sizes[column], 64):
-                _prefetch(address)
+                prefetch(address)
 
 
 def update(tensors, start, stop, hyper, moment):
@@ -317,7 +307,7 @@ class Bound:
         self._chunks, self._bytes_moved = len(table.chunks), bytes_moved
         moments = np.zeros(1, np.int64) if moments is None else moments
         self._kept = table.addresses, table.chunks, scalars, moments, results
-        self._record = np.zeros(RECORD_SIZE, np.int64)
+        self._record = _Record()
         self._record[CHUNK_COUNT] = len(table.chunks)
         self._record[ROW_SIZE] = table.addresses.strides[0]
         for place, array in zip((ADDRESSES, CHUNKS, SCALARS, MOMENT, RESULTS), self._kept):
@@ -337,18 +327,16 @@ class Bound:
         helpers = threads.helpers(self._chunks, self._bytes_moved)
         if not helpers:
             return self._alone
-        claims = np.zeros(3, np.int64)
-        record = self._record.copy()
-        record[CLAIMS] = claims.ctypes.data
-        job = self._call(record, claims, helping=True)
-        return [*threads.calls(job, helpers), self._call(record, claims)]
+        # A record of its own for each launch, since a helper that comes late still looks at it.
+        record = _Record.from_buffer_copy(self._record)
+        record[CLAIMS] = ctypes.addressof(record) + 8 * FIRST_CLAIM
+        job = self._call(record, helping=True)
+        return [*threads.calls(job, helpers), self._call(record)]
 
-    def _call(
-        self, record: np.ndarray, claims: np.ndarray | None = None, *, helping: bool = False
-    ) -> partial:
+    def _call(self, record: ctypes.Array, *, helping: bool = False) -> partial:
         """A call of the kernel, which keeps alive what the kernel knows by its address alone."""
-        call = partial(self._kernel, record.ctypes.data, helping)
-        call.kept = record, claims, self._kept  # type: ignore[attr-defined]
+        call = partial(self._kernel, ctypes.addressof(record), helping)
+        call.kept = record, self._kept  # type: ignore[attr-defined]
         return call
 
     def __call__(self) -> None:

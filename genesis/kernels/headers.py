@@ -28,7 +28,7 @@ from numba.core import types
 from .. import buffers
 from . import CHANGED, MAY_OVERLAP, cpu
 from .compiling import once
-from .memory import half, put, word
+from .memory import half, prefetch, put, word
 from .specialise import specialised
 
 # Where fields lie. Of an object: the count of references to it, and its type. Of a list: its length and
@@ -72,6 +72,9 @@ COUNTS_NONE = sys.version_info < (3, 12)
     OWNER_SIZE,
 ) = range(11)
 ARRAY, ITS_DATA, ITS_DTYPE, ITS_AXES, ITS_FLAGS, ITS_SHAPE, ARRAY_SIZE = range(7)
+
+AHEAD, OWNERS_AHEAD = 8 * ARRAY_SIZE * 8, 6
+"""How far ahead to ask for what comes, in bytes of the record and in owners."""
 
 
 @numba.njit(error_model="numpy")
@@ -165,7 +168,13 @@ def look(record, owners):
         return CHANGED
     first_array = record + 8 * (HEAD_SIZE + OWNER_SIZE * count)
     array = first_array
-    for _ in range(word(record + 8 * ARRAYS)):
+    last_array = first_array + 8 * ARRAY_SIZE * (word(record + 8 * ARRAYS) - 1)
+    while array <= last_array:
+        # The step before may have put all of this out of the cache, and objects lie anywhere.
+        coming = word(min(array + 2 * AHEAD, last_array) + 8 * ARRAY)
+        prefetch(coming)
+        prefetch(coming + FLAGS)
+        prefetch(word(word(min(array + AHEAD, last_array) + 8 * ARRAY) + SHAPE))
         if not same_array(record, array):
             return CHANGED
         array += 8 * ARRAY_SIZE
@@ -178,6 +187,11 @@ def look(record, owners):
     part = record + 8 * HEAD_SIZE
     moved = 0
     for i in range(count):
+        # The owners on record are alive, whatever the list may hold.
+        ahead = 8 * OWNER_SIZE * min(OWNERS_AHEAD, count - 1 - i)
+        coming = word(word(part + ahead + 8 * OWNER) + grad_slot)
+        prefetch(coming)
+        prefetch(coming + FLAGS)
         owner = word(owner_items + 8 * i)
         if owner != word(part + 8 * OWNER):
             return CHANGED

@@ -55,3 +55,19 @@ def put_float(typing_context, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, value), generate
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Ask for the cache line at an address, without waiting for it."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        # not for writing alone, to be kept in all caches, data
+        builder.call(function, [pointer, flag(1), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
