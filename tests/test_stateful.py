@@ -3,8 +3,8 @@
 A short run is part of the suite. A long one:
 
     pytest tests/test_stateful.py --long 60                  # minutes
-    GENESIS_ATTACK_LOG=/tmp/attack.log pytest ...            # each operation noted before it is done
-    python tests/test_stateful.py /tmp/attack.log            # do what such a file, or a failure, lists
+    GENESIS_ATTACK_LOG=attack.log pytest ...  # each operation noted before it is done
+    python tests/test_stateful.py attack.log            # do what such a file, or a failure, lists
 
 A failure prints its sequence, one call a line.
 """
