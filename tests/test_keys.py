@@ -523,3 +523,13 @@ def test_threads_that_want_one_kernel_make_it_once():
         worker.join(60)
     assert results == [-63] * 4
     assert cpu._compiled.cache_info().misses == before + 1
+
+
+def test_a_fork_that_was_interrupted_holds_nobody_up():
+    """As when an exception from a signal handler ends the hook that runs after a fork."""
+    from genesis.kernels import compiling
+
+    compiling._no_fork_waits.clear()
+    with compiling.alone():
+        pass
+    assert compiling._no_fork_waits.is_set()

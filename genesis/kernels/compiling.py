@@ -28,6 +28,8 @@ _lock = threading.RLock()
 _no_fork_waits = threading.Event()
 _no_fork_waits.set()
 _held: list[Any] = []
+_PATIENCE = 1.0
+"""Seconds for which a thread that wants to compile lets a fork go first."""
 
 
 @contextmanager
@@ -39,7 +41,10 @@ def alone() -> Iterator[None]:
     while True:
         # A lock goes to whoever is awake: a thread that compiles one rule after the other would
         # take it again and again before one that is to fork gets it.
-        _no_fork_waits.wait()
+        # This is about fairness alone, so it has an end: a fork that has not come by then may have
+        # been interrupted before it could say that it is over.
+        if not _no_fork_waits.wait(_PATIENCE):
+            _no_fork_waits.set()
         with _lock:
             if _no_fork_waits.is_set():
                 yield
