@@ -13,9 +13,9 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -25,30 +25,31 @@ from .digest import UnknownContentError, digest
 logger = logging.getLogger("genesis")
 
 _lock = threading.RLock()
-_no_fork_waits = threading.Event()
-_no_fork_waits.set()
+_fork_waits = False  # and no `Event`, whose own lock an exception may leave locked
 _held: list[Any] = []
 _PATIENCE = 1.0
 """Seconds for which a thread that wants to compile lets a fork go first."""
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Import or compile anything of Numba's; other threads wait for that, and forks do."""
+def alone(make: Callable, *arguments: Any) -> Any:
+    """Import or compile anything of Numba's: `make(*arguments)`; other threads wait, and forks do.
+
+    It is no context manager made of a generator: an exception from a signal handler between that
+    one's beginning and the `with` block would leave the lock held by a thread that has gone on.
+    """
     if _lock._is_owned():  # type: ignore[attr-defined]
-        yield
-        return
-    while True:
-        # A lock goes to whoever is awake: a thread that compiles one rule after the other would
-        # take it again and again before one that is to fork gets it.
-        # This is about fairness alone, so it has an end: a fork that has not come by then may have
-        # been interrupted before it could say that it is over.
-        if not _no_fork_waits.wait(_PATIENCE):
-            _no_fork_waits.set()
-        with _lock:
-            if _no_fork_waits.is_set():
-                yield
-                return
+        return make(*arguments)
+    # A lock goes to whoever is awake: a thread that compiles one rule after the other would take it
+    # again and again before one that is to fork gets it. This is about fairness alone, so it has an
+    # end: a fork that has not come by then was interrupted before it could say that it is over.
+    global _fork_waits
+    until = time.monotonic() + _PATIENCE
+    while _fork_waits:
+        time.sleep(0.001)
+        if time.monotonic() > until:
+            _fork_waits = False
+    with _lock:
+        return make(*arguments)
 
 
 def target_named(device: str) -> ModuleType:
@@ -56,8 +57,7 @@ def target_named(device: str) -> ModuleType:
     name = f"{__package__}.{device.partition(':')[0]}"
     module = sys.modules.get(name)
     if module is None or module.__spec__._initializing:  # type: ignore[union-attr]
-        with alone():
-            module = import_module(name)
+        module = alone(import_module, name)
     return module
 
 
@@ -80,17 +80,18 @@ class Kept:
             key = digest(rule), *others
         except UnknownContentError as reason:
             _say_unknown(str(reason))
-            with alone():
-                self._misses += 1
-                return self._make(rule, *others)
+            return alone(self._anew, rule, others)
         made = self._made.get(key)
-        if made is None:
-            with alone():
-                made = self._made.get(key)  # by a thread that had the lock before
-                if made is None:
-                    self._misses += 1
-                    made = self._made[key] = self._make(rule, *others)
-        return made
+        return alone(self._unless_made, key, rule, others) if made is None else made
+
+    def _anew(self, rule: Callable, others: tuple) -> Any:
+        self._misses += 1
+        return self._make(rule, *others)
+
+    def _unless_made(self, key: tuple, rule: Callable, others: tuple) -> Any:
+        if key not in self._made:  # as it may be by a thread that had the lock before
+            self._made[key] = self._anew(rule, others)
+        return self._made[key]
 
     def cache_clear(self) -> None:
         """Forget all, as for a function under `functools.lru_cache`."""
@@ -108,15 +109,15 @@ def once(make: Callable) -> Callable:
     """`functools.lru_cache`, but two threads never make the same thing, nor while a process forks."""
     made: dict[tuple, Any] = {}
 
+    def unless_made(key: tuple) -> Any:
+        if key not in made:
+            made[key] = make(*key)
+        return made[key]
+
     @functools.wraps(make)
     def get(*key: Any) -> Any:
         found = made.get(key)
-        if found is None:
-            with alone():
-                found = made.get(key)
-                if found is None:
-                    found = made[key] = make(*key)
-        return found
+        return alone(unless_made, key) if found is None else found
 
     return get
 
@@ -147,23 +148,23 @@ def _locks() -> Iterator[Any]:
 
 
 def _before_fork() -> None:
-    _no_fork_waits.clear()
+    global _fork_waits
+    _fork_waits = True
     for each in _locks():
         _held.append(each)
         each.acquire()
 
 
 def _after_fork() -> None:
+    global _fork_waits
     while _held:
         each = _held.pop()
         if each._is_owned():
             each.release()
-    _no_fork_waits.set()
+    _fork_waits = False
 
 
 def _after_fork_in_child() -> None:
-    global _no_fork_waits
-    _no_fork_waits = threading.Event()  # whose own lock may have been held
     _after_fork()
     for each in _locks():
         if each.acquire(blocking=False):
