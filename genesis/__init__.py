@@ -8,11 +8,12 @@ weight.grad = gradient
 optimizer.step()
 """
 
-from . import amp, nn, optim, transforms
+from . import amp, hyper, nn, optim, transforms
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
-from .formulas import RuleError, chain, hyper, rule, transform
+from .formulas import RuleError, transform
 from .kernels.threads import get_num_threads, set_num_threads
+from .optim.rule import chain, rule
 from .parameter import Parameter
 from .regions import autocast
 from .sparse import SparseGrad

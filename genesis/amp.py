@@ -14,7 +14,7 @@ import numpy as np
 
 from . import buffers
 from .nn.utils.clip_grad import norm_and_finite, scale_gradients
-from .optim.lbfgs import LBFGS
+from .optim.optimizer import Optimizer
 from .regions import autocast, checked_type
 
 __all__ = ["GradScaler", "autocast", "cast"]
@@ -220,13 +220,14 @@ class GradScaler:
 
     def _progress_of(self, optimizer: Any) -> _Progress:
         """How far an optimizer is; RuntimeError or TypeError for one that cannot be scaled."""
-        if isinstance(optimizer, LBFGS):
+        scales = hasattr(optimizer, "scaled_step")
+        if isinstance(optimizer, Optimizer) and not scales:
             raise RuntimeError(
-                "GradScaler does not support LBFGS: its search for a step compares losses and "
-                "gradients as they are, several times in a step. Call optimizer.step(closure) with a "
+                f"GradScaler does not support {type(optimizer).__name__}: its search for a step "
+                "compares losses and gradients as they are, several times. Call step(closure) with a "
                 "closure that does not scale the loss, and compute it in float32 or bfloat16"
             )
-        if isinstance(optimizer, type) or not hasattr(optimizer, "scaled_step"):
+        if isinstance(optimizer, type) or not scales:
             raise TypeError(
                 "GradScaler needs an optimizer of genesis.optim, but got "
                 f"{type(optimizer).__name__}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from collections.abc import Callable
+from contextvars import ContextVar, Token, copy_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,14 +37,17 @@ def current() -> Region | None:
     return region if region is not None and region.enabled else None
 
 
-@contextmanager
-def outside() -> Iterator[None]:
-    """As if no region had been entered: parameters are themselves."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+def outside(function: Callable, *arguments: Any) -> Any:
+    """Call a function as if no region had been entered: parameters are themselves.
+
+    It runs in a context of its own, which is left by an instruction in C, whatever ends the call.
+    """
+    return copy_context().run(_called_outside, function, arguments)
+
+
+def _called_outside(function: Callable, arguments: tuple) -> Any:
+    _current.set(None)
+    return function(*arguments)
 
 
 def low_type(region: Region, device: str) -> np.dtype:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from .formulas import hyper
-from .formulas.chain import transform
+from . import hyper
+from .formulas import transform
 
 _LIMIT = hyper.number(1.0, "largest size of an element", low=0, infinite=True)
 

@@ -695,7 +695,7 @@ def test_lbfgs_is_refused_by_name_and_with_what_to_do():
     p = genesis.Parameter(np.ones(2))
     opt, scaler = genesis.optim.LBFGS([p]), GradScaler()
     p.grad = np.ones(2)
-    said = r"GradScaler does not support LBFGS: .* Call optimizer.step\(closure\)"
+    said = r"GradScaler does not support LBFGS: .* Call step\(closure\)"
     for call in (scaler.unscale_, scaler.step, lambda opt: scaler.step(opt, lambda: 1.0)):
         with pytest.raises(RuntimeError, match=said):
             call(opt)

@@ -26,18 +26,18 @@ BAD_HYPER = {
     "Adagrad": [
         ({"lr": -1}, "Invalid learning rate: -1"),
         ({"lr_decay": -0.1}, "Invalid lr_decay value: -0.1"),
-        ({"lr_decay": "0"}, "Invalid lr_decay value: '0', expected a number"),
+        ({"lr_decay": "0"}, "Invalid lr_decay value: '0', expected a .*number"),
         ({"weight_decay": NAN}, "Invalid weight_decay value: nan"),
         ({"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1"),
         ({"initial_accumulator_value": NAN}, "Invalid initial_accumulator_value value: nan"),
-        ({"initial_accumulator_value": None}, "expected a number"),
+        ({"initial_accumulator_value": None}, "expected a .*number"),
         ({"eps": -1e-8}, "Invalid epsilon value"),
         ({"maximize": 1}, "expected True or False"),
     ],
     "Adadelta": [
         ({"lr": NAN}, "Invalid learning rate: nan"),
-        ({"rho": -0.1}, r"Invalid rho value: -0.1, expected in \[0, 1\]"),
-        ({"rho": 1.1}, r"Invalid rho value: 1.1, expected in \[0, 1\]"),
+        ({"rho": -0.1}, r"Invalid rho value: -0.1, expected a number in \[0, 1\]"),
+        ({"rho": 1.1}, r"Invalid rho value: 1.1, expected a number in \[0, 1\]"),
         ({"rho": NAN}, "Invalid rho value: nan"),
         ({"eps": -1}, "Invalid epsilon value"),
         ({"weight_decay": -1}, "Invalid weight_decay value"),
@@ -53,7 +53,7 @@ BAD_HYPER = {
         ({"maximize": "no"}, "expected True or False"),
     ],
     "NAdam": [
-        ({"lr": None}, "expected a number"),
+        ({"lr": None}, "expected a .*number"),
         ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
         ({"betas": 0.9}, "Invalid betas"),
         ({"eps": -1}, "Invalid epsilon value"),
@@ -65,7 +65,7 @@ BAD_HYPER = {
     "RAdam": [
         ({"lr": -1}, "Invalid learning rate"),
         ({"betas": (0.9, 1)}, "Invalid beta parameter at index 1: 1"),
-        ({"betas": ("0", 0.9)}, "expected a number"),
+        ({"betas": ("0", 0.9)}, "expected a .*number"),
         ({"eps": NAN}, "Invalid epsilon value"),
         ({"weight_decay": NAN}, "Invalid weight_decay value"),
         ({"decoupled_weight_decay": None}, "expected True or False"),
@@ -83,11 +83,11 @@ BAD_HYPER = {
     ],
     "Rprop": [
         ({"lr": -1}, "Invalid learning rate"),
-        ({"etas": (0, 1.2)}, "Invalid eta values: 0, 1.2, expected"),
-        ({"etas": (1, 1.2)}, "Invalid eta values: 1, 1.2, expected"),
-        ({"etas": (0.5, 1.0)}, "Invalid eta values: 0.5, 1.0, expected"),
+        ({"etas": (0, 1.2)}, "Invalid eta value at index 0: 0, expected"),
+        ({"etas": (1, 1.2)}, "Invalid eta value at index 0: 1, expected"),
+        ({"etas": (0.5, 1.0)}, "Invalid eta value at index 1: 1.0, expected"),
         ({"etas": (0.5, NAN)}, "Invalid eta value at index 1: nan"),
-        ({"etas": 0.5}, "Invalid etas: 0.5, expected a pair"),
+        ({"etas": 0.5}, "Invalid etas: 0.5, expected 2 numbers"),
         ({"step_sizes": (-1, 50)}, "Invalid step size at index 0: -1"),
         ({"step_sizes": (1e-6, NAN)}, "Invalid step size at index 1: nan"),
         ({"step_sizes": (2, 1)}, "Invalid step sizes: 2 is larger than 1"),
@@ -448,7 +448,8 @@ def test_nan_and_inf_go_where_they_go_in_torch(case, value, torch, rng):
 def test_the_signature_is_torchs(name, torch):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters
     ours = dict(inspect.signature(getattr(optim, name)).parameters)
-    assert ours.pop("options").kind is inspect.Parameter.VAR_KEYWORD  # genesis's own, all optional
+    for option in ("master_weights", "state_dtype", "stochastic_rounding"):  # genesis' own
+        assert ours.pop(option).kind is inspect.Parameter.KEYWORD_ONLY
     left_out = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"}
     assert theirs.keys() - ours.keys() <= left_out
     assert list(ours) == [parameter for parameter in theirs if parameter in ours]

@@ -31,15 +31,13 @@ def test_cases_agree(case, monkeypatch, capsys):
 
 @in_simulator
 def test_a_wrong_number_is_seen(monkeypatch, capsys):
-    from genesis.kernels import rules
-
     def adamw(param, grad, state, hyper):
         param, state = original(param, grad, state, hyper)
         return param * (1 + np.float32(1e-5)), state
 
     case = next(case for case in CASES if case.name == "AdamW")
     monkeypatch.setattr(gpu_check, "DTYPES", [np.dtype(np.float32)])
-    original = rules.adamw
+    original = genesis.optim.AdamW._recipe.written_for({"amsgrad": False}).rule
     from genesis.kernels import cuda
 
     launch = cuda._compiled

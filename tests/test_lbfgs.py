@@ -253,15 +253,15 @@ def test_refuses_a_state_that_does_not_fit(change, said):
     ("hyper", "said"),
     [
         ({"lr": -1}, "Invalid learning rate"),
-        ({"lr": "1"}, "expected a number"),
+        ({"lr": "1"}, "expected a .*number"),
         ({"max_iter": 0}, "Invalid max_iter value: 0"),
-        ({"max_iter": 2.5}, "expected an int"),
+        ({"max_iter": 2.5}, "expected a whole number"),
         ({"max_eval": -3}, "Invalid max_eval value"),
         ({"history_size": 0}, "Invalid history_size value"),
-        ({"history_size": True}, "expected an int"),
+        ({"history_size": True}, "expected a whole number"),
         ({"tolerance_grad": -1e-9}, "Invalid tolerance_grad"),
         ({"tolerance_change": float("nan")}, "Invalid tolerance_change"),
-        ({"line_search_fn": "armijo"}, "only 'strong_wolfe' is supported"),
+        ({"line_search_fn": "armijo"}, "expected None or one of 'strong_wolfe'"),
     ],
 )
 def test_refuses_impossible_hyper_parameters(hyper, said):

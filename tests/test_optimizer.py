@@ -460,8 +460,8 @@ def test_repr_is_torchs():
 BAD_HYPER = [
     (SGD, {"lr": -1}, "Invalid learning rate: -1"),
     (SGD, {"lr": float("nan")}, "Invalid learning rate: nan"),
-    (SGD, {"lr": "0.1"}, "expected a number"),
-    (SGD, {"lr": None}, "expected a number"),
+    (SGD, {"lr": "0.1"}, "expected a .*number"),
+    (SGD, {"lr": None}, "expected a .*number"),
     (SGD, {"lr": 1, "momentum": -0.1}, "Invalid momentum"),
     (SGD, {"lr": 1, "momentum": float("nan")}, "Invalid momentum"),
     (SGD, {"lr": 1, "dampening": float("nan")}, "Invalid dampening"),
@@ -676,8 +676,8 @@ def test_load_state_dict_refuses_another_optimizers_state():
 
 
 def test_the_base_class_says_what_a_subclass_must_define():
-    with pytest.raises(NotImplementedError, match="Optimizer must define _check"):
-        Optimizer(parameters((3,)), {"lr": 1})
+    with pytest.raises(NotImplementedError, match="Optimizer must define _step"):
+        Optimizer(parameters((3,)), {"lr": 1}).step()
 
 
 def test_zero_grad_after_a_step_writes_the_same_arrays():

@@ -57,8 +57,9 @@ def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
     action(optimizer(cls, steps=1))
     usual = time.perf_counter() - start
     chance = random.Random(7)
-    hits = 0
-    for _ in range(60):
+    hits = rounds = 0
+    while rounds < 60 or (hits <= 5 and rounds < MOST_ROUNDS):
+        rounds += 1
         before = everything(twin)
         action(twin)
         after = everything(twin)
@@ -71,6 +72,10 @@ def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
             action(attacked)  # as if nothing had been
             assert everything(attacked) == after
     assert hits > 5
+
+
+MOST_ROUNDS = 3000
+"""How often to try for enough alarms that come in time; on a busy machine most do not."""
 
 
 def at_each_moment(attacked, twin, action, most=100):
@@ -234,7 +239,10 @@ def state_read_only(opt, p, q):
 def state_of_another_shape(opt, p, q):
     name = first_buffer(opt, q)
     opt.state[q][name] = np.zeros((1, 1))  # which broadcasts
-    return ValueError, rf"state '{name}' of parameter 1 \('b'\) has shape \(1, 1\), but must have"
+    return (
+        ValueError,
+        rf"state '{name}' of parameter 1 \('b'\) has shape \(1, 1\), but its place has shape",
+    )
 
 
 def state_of_another_dtype(opt, p, q):
@@ -415,8 +423,9 @@ def test_alarms_leave_an_lbfgs_step_complete_or_not_begun(hyper, error, times):
     Bowl(steps=3, **hyper)
     usual = (time.perf_counter() - start) / 3
     chance = random.Random(11)
-    hits = 0
-    for _ in range(60):
+    hits = rounds = 0
+    while rounds < 60 or (hits <= 5 and rounds < MOST_ROUNDS):
+        rounds += 1
         before = everything(twin.opt)
         twin.step()
         after = everything(twin.opt)
@@ -455,7 +464,9 @@ def test_alarms_close_behind_a_failing_closure_do_not_keep_lbfgs_from_restoring(
         raise ArithmeticError
 
     chance = random.Random(13)
-    for _ in range(200):
+    rounds = 0
+    while rounds < 200 or (hits <= 20 and rounds < MOST_ROUNDS):
+        rounds += 1
         bowl.at_call = {3: slow_failure}
         ended = interrupted(bowl.step, chance.uniform(2e-4, 3e-3), KeyboardInterrupt, times=5)
         hits += isinstance(ended, KeyboardInterrupt)

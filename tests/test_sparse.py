@@ -597,7 +597,7 @@ def test_settings_that_change_between_steps_are_seen():
     ("hyper", "said"),
     [
         ({"lr": -1}, "Invalid learning rate"),
-        ({"eps": 0.0}, "Invalid epsilon value: 0.0, expected more than 0"),
+        ({"eps": 0.0}, "Invalid epsilon value: 0.0, expected a finite number above 0"),
         ({"betas": (1.0, 0.9)}, "beta parameter at index 0"),
         ({"betas": 0.9}, "Invalid betas"),
         ({"maximize": 1}, "expected True or False"),

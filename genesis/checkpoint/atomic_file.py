@@ -18,6 +18,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, tee
+from typing import Any
 
 try:
     import fcntl
@@ -88,14 +89,18 @@ def replace_file(path: str, write: Callable[[io.FileIO], None]) -> None:
         raise OSError(error.errno, message, path) from error
 
 
-@contextlib.contextmanager
-def _best_effort() -> Iterator[None]:
-    """What the system refuses here is no reason to fail the save."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # not the system's: the TimeoutError of an alarm, say
-            raise
+class _best_effort:  # noqa: N801, used like a function
+    """What the system refuses here is no reason to fail the save.
+
+    It is no generator: an alarm's exception that comes while one is thrown away is lost.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        # Without a number it is not the system's: the TimeoutError of an alarm, say.
+        return isinstance(error, OSError) and error.errno is not None
 
 
 def _check_target(target: str) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""From a formula to an optimizer: `rule`, `transform` and `chain`.
+"""From a formula to a recipe, of which `genesis.rule` and `genesis.chain` make optimizers.
 
 A rule is a function of one element. It is run once, when its class is made, with symbols in place of
 numbers (`symbols`): what it does with them is written down, on every way through its `if`s. From that
@@ -6,9 +6,20 @@ come a kernel's function, in which no number stands, and a function for the host
 a step, in float64, whatever depends on no element (`writing`).
 """
 
-from . import hyper
-from .chain import Transform, chain, transform
-from .formula import RuleError
-from .rule import RuleOptimizer, rule
+from .chain import Transform, composed, transform
+from .formula import Formula, RuleError
+from .recipe import Numbers, OfSettings, Part, Recipe
+from .writing import Written
 
-__all__ = ["RuleError", "RuleOptimizer", "Transform", "chain", "hyper", "rule", "transform"]
+__all__ = [
+    "Formula",
+    "Numbers",
+    "OfSettings",
+    "Part",
+    "Recipe",
+    "RuleError",
+    "Transform",
+    "Written",
+    "composed",
+    "transform",
+]

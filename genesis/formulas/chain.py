@@ -1,14 +1,12 @@
-"""`transform` and `chain`: an optimizer composed of small steps, all in one pass over memory."""
+"""`transform`, and how transforms become one recipe."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .formula import Formula, RuleError
 from .recipe import Numbers, Part, Recipe
-from .rule import RuleOptimizer, made
 
 
 class Transform:
@@ -82,39 +80,11 @@ def transform(function: Callable | None = None, *, numbers: Callable | None = No
     return Transform(formula, None if numbers is None else Numbers(numbers, formula))
 
 
-def chain(*transforms: Transform, name: str, shared: Iterable[str] = ()) -> type[RuleOptimizer]:
-    """Compose transforms into one optimizer class.
-
-    The first takes the gradient as its update, each other what the one before it gave; the last
-    one's update is subtracted from the parameter. All of it is compiled as one pass.
-
-    Args:
-        transforms: the parts, in order; see `transform` and `genesis.transforms`.
-        name: the name of the class; to be pickled, it must be assigned to this name in its module.
-        shared: names of hyper-parameters that several parts have and that are one. Names that are not
-            in here must differ: `part.prefixed("slow_")` gives a part's names a prefix.
-
-    Returns:
-        A subclass of `genesis.optim.Optimizer`.
-
-    Raises:
-        RuleError: what is composed is no transform, or two parts have a name in common; says in which
-            file and line.
-
-    Example:
-        >>> import numpy as np, genesis
-        >>> from genesis import transforms as T
-        >>> Chained = genesis.chain(
-        ...     T.scale_by_adam, T.add_decayed_weights, T.scale_by_lr(lr=0.1), name="Chained"
-        ... )
-        >>> p = genesis.Parameter(np.array([1.0, -2.0]))
-        >>> p.grad = np.array([0.3, -0.2])
-        >>> _ = Chained([p], weight_decay=0.0).step()
-        >>> p.data.round(6)
-        array([ 0.9, -1.9])
-    """
-    frame = sys._getframe(1)
-    where = f"{frame.f_code.co_filename}:{frame.f_lineno}: chain {name}"
+def composed(
+    transforms: Sequence[Any], name: Any, shared: Iterable[str], file: str, line: int
+) -> Recipe:
+    """The recipe for transforms in a row, composed at a place in a file; see `genesis.chain`."""
+    where = f"{file}:{line}: chain {name}"
     shared = (shared,) if isinstance(shared, str) else tuple(shared)
     if not isinstance(name, str) or not name.isidentifier():
         raise RuleError(f"{where}: {name!r} is no name of a class")
@@ -127,9 +97,7 @@ def chain(*transforms: Transform, name: str, shared: Iterable[str] = ()) -> type
             )
     parts = [transform.part(shared) for transform in transforms]
     _check_names(parts, shared, where)
-    recipe = Recipe(name, parts, frame.f_code.co_filename, frame.f_lineno)
-    doc = f"{name}: {', then '.join(transform.__name__ for transform in transforms)}."
-    return made(recipe, frame.f_globals.get("__name__", "__main__"), name, doc)
+    return Recipe(name, parts, file, line)
 
 
 def _check_names(parts: list[Part], shared: tuple[str, ...], where: str) -> None:

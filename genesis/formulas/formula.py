@@ -15,19 +15,21 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
-import numpy as np
-
+from .. import checks, hyper
+from ..hyper import REQUIRED, Hyper
 from ..kernels import functions
-from . import hyper
-from .hyper import REQUIRED, Hyper
 from .symbols import BUILTINS, MATH
 
 ALLOWED = "a rule is arithmetic, if and math on one element"
 
 RESERVED = (
-    "params param_names maximize master_weights state_dtype stochastic_rounding step master self"
+    "params param_names maximize master_weights state_dtype stochastic_rounding step first master self"
 ).split()
 """Names that groups, state and constructors of all optimizers have for something else."""
+
+GIVEN = ("step", "first")
+"""Keywords that a formula may have without a default: the number of the update, from 1, and whether it
+is the first with a new state buffer."""
 
 
 class RuleError(TypeError):
@@ -69,7 +71,8 @@ class Formula:
         run: the function, with operands' arithmetic in place of `math` (see `symbols`). Numbers that
             it took from globals and closures are what they were when the formula was made.
         leading: its first arguments.
-        states: its state buffers, and what fills them at first.
+        states: its state buffers, and what fills them at first: a number, or what the hyper-parameter
+            of this name is then.
         hypers: hyper-parameters that its keywords declare.
         keywords: all of its keywords.
         open: those without a default, whose meaning others decide.
@@ -91,7 +94,7 @@ class Formula:
         self.module, self.qualname = function.__module__, function.__qualname__
         self.code, self._globals = function.__code__, function.__globals__
         self.file, self.line = self.code.co_filename, self.code.co_firstlineno
-        self.states: dict[str, float] = {}
+        self.states: dict[str, float | str] = {}
         self.hypers: dict[str, Hyper] = {}
         self.keywords: list[str] = []
         self.open: list[str] = []
@@ -126,20 +129,21 @@ class Formula:
             if parameter.name not in optional:
                 self._declare_state(parameter)
         for name in self.keywords:
-            if name not in self.open or name != "step":
+            if name not in self.open or name not in GIVEN:
                 self.check_name(name)
 
     def _declare_state(self, parameter: inspect.Parameter) -> None:
         name, default = parameter.name, parameter.default
         begins = 0.0 if default is parameter.empty else default
-        if isinstance(default, Hyper) or not _is_number(begins):
+        names_keyword = isinstance(begins, str) and begins in self.keywords
+        if not (names_keyword or checks.is_number(begins)):
             self.refuse(
                 str(parameter),
                 "what is positional is a state buffer, and its default a number with which it "
-                "begins; a hyper-parameter comes after a *",
+                "begins, or the name of a hyper-parameter; a hyper-parameter comes after a *",
             )
         self.check_name(name)
-        self.states[name] = float(begins)
+        self.states[name] = begins if isinstance(begins, str) else float(begins)
 
     def declared(self, name: str, default: Any) -> Hyper:
         """The declaration of a hyper-parameter."""
@@ -297,9 +301,9 @@ class _Adapted:
             if value.__module__ == "math" and value.__name__ in functions.ARGUMENTS:
                 return getattr(MATH, value.__name__)
             return next((f for n, f in BUILTINS.items() if getattr(builtins, n) is value), None)
-        if _is_number(value) or isinstance(value, (bool, np.bool_)):
+        if checks.is_number(value) or checks.is_flag(value):
             return value
-        if isinstance(value, tuple) and all(_is_number(element) for element in value):
+        if isinstance(value, tuple) and all(map(checks.is_number, value)):
             return value
         return None
 
@@ -316,10 +320,6 @@ class _Module:
         if found is None:
             raise AttributeError(f"{self._module.__name__}.{name} is a {type(value).__name__}")
         return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
 
 
 def _line_of(instruction: dis.Instruction) -> int | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
-import numpy as np
-
-from .formula import Formula, RuleError
-from .hyper import REQUIRED, Hyper
-from .symbols import Number, Operand, Trace
+from .. import checks
+from ..hyper import REQUIRED, Flag, Hyper, Number, Several
+from .formula import GIVEN, Formula, RuleError
+from .symbols import Operand, Scalar, Trace
 from .writing import Written
 
 MOST_FLAGS = 6
@@ -24,7 +23,7 @@ class Numbers:
 
     Args:
         function: the function.
-        formula: the formula whose scalars it computes, for errors.
+        formula: the formula whose scalars it computes, which may declare some of its keywords.
 
     Attributes:
         carried: the numbers that it carries from step to step, with what they begin with.
@@ -34,12 +33,9 @@ class Numbers:
 
     def __init__(self, function: Callable, formula: Formula):
         self.function, self._formula = function, formula
-        self._name = getattr(function, "__name__", repr(function))
         self.carried: dict[str, float] = {}
         self.hypers: dict[str, Hyper] = {}
-        if not inspect.isfunction(function):
-            self._refuse(f"must be a plain function, but is {function!r}")
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(_host_function(function, formula).parameters.values())
         if not parameters or parameters[0].kind in (
             inspect.Parameter.KEYWORD_ONLY,
             inspect.Parameter.VAR_KEYWORD,
@@ -51,10 +47,8 @@ class Numbers:
                 self._refuse(f"name every keyword, in place of {parameter}")
             formula.check_name(name)
             if parameter.kind is parameter.KEYWORD_ONLY:
-                self.hypers[name] = formula.declared(
-                    name, REQUIRED if default is parameter.empty else default
-                )
-            elif isinstance(default, (int, float)) and not isinstance(default, bool):
+                self.hypers[name] = self._declared(name, default)
+            elif checks.is_number(default):
                 self.carried[name] = float(default)
             else:
                 self._refuse(
@@ -62,6 +56,15 @@ class Numbers:
                     "with which it begins; a hyper-parameter comes after a *"
                 )
         self.gives = self._tried()
+
+    def _declared(self, name: str, default: Any) -> Hyper:
+        if default is not inspect.Parameter.empty:
+            if name in self._formula.hypers:
+                self._formula.refuse(
+                    name, "the rule and its numbers declare this both: once will do"
+                )
+            return self._formula.declared(name, default)
+        return self._formula.hypers.get(name) or self._formula.declared(name, REQUIRED)
 
     def _tried(self) -> list[str]:
         hypers = {name: _example(declared) for name, declared in self.hypers.items()}
@@ -72,26 +75,54 @@ class Numbers:
         if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
             self._refuse(f"must return a dict of numbers by name, but returned {found!r}")
         for name, value in found.items():
-            if not isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
+            if not (checks.is_number(value) or checks.is_flag(value)):
                 self._refuse(f"{name!r} must be a number, but is {value!r}")
         return list(found)
 
-    def _refuse(self, why: str) -> Any:
-        code = getattr(self.function, "__code__", None)
-        line = None if code is None else code.co_firstlineno
-        where = self._formula.file if code is None else code.co_filename
-        raise RuleError(
-            f"{where}:{line or self._formula.line}: {self._formula.kind} {self._formula.name}: "
-            f'"{self._name}": {why}'
-        )
+    def _refuse(self, why: str) -> NoReturn:
+        _refuse_host_function(self.function, self._formula, why)
+
+
+def _host_function(function: Any, formula: Formula) -> inspect.Signature:
+    """The signature of a function that belongs to a formula and runs on the host."""
+    if not inspect.isfunction(function):
+        _refuse_host_function(function, formula, f"must be a plain function, but is {function!r}")
+    return inspect.signature(function)
+
+
+def _refuse_host_function(function: Any, formula: Formula, why: str) -> NoReturn:
+    code = getattr(function, "__code__", None)
+    where = formula.file if code is None else code.co_filename
+    line = formula.line if code is None else code.co_firstlineno
+    name = getattr(function, "__name__", repr(function))
+    raise RuleError(f'{where}:{line}: {formula.kind} {formula.name}: "{name}": {why}')
+
+
+class OfSettings:
+    """A function on the host of some hyper-parameters, by keyword.
+
+    Args:
+        function: the function.
+        formula: the formula to which it belongs.
+        hypers: what hyper-parameters there are.
+    """
+
+    def __init__(self, function: Callable, formula: Formula, hypers: Iterable[str]):
+        self._function = function
+        self._names = tuple(_host_function(function, formula).parameters)
+        unknown = [name for name in self._names if name not in hypers]
+        if unknown:
+            _refuse_host_function(function, formula, f"{unknown[0]!r} is no hyper-parameter")
+
+    def __call__(self, group: Mapping[str, Any]) -> Any:
+        return self._function(**{name: group[name] for name in self._names})
 
 
 def _example(declared: Hyper) -> Any:
     """A possible value for a hyper-parameter that must be given."""
     if declared.default is not REQUIRED:
         return declared.default
-    candidates = (0.1, 1.0, declared.low, declared.most)
-    for value in candidates:
+    for value in (0.1, 1, *getattr(declared, "interval", ())):
         try:
             declared.check("", value)
         except ValueError:
@@ -121,7 +152,7 @@ class Part:
         self.formula, self.numbers = formula, numbers
         self.gives = [] if numbers is None else numbers.gives
         self.carried = {} if numbers is None else numbers.carried
-        self.hypers = {} if numbers is None else dict(numbers.hypers)
+        self.hypers: dict[str, Hyper] = {}
         self._declare_keywords()
         self._check_names()
         for name, default in (defaults or {}).items():
@@ -129,27 +160,28 @@ class Part:
                 raise TypeError(f"{formula.name} has no hyper-parameter {name!r}")
             before = self.hypers[name]
             before.check(name, default)
-            self.hypers[name] = Hyper(default, *_fields(before)[1:])
+            self.hypers[name] = replace(before, default=default)
         self._renamed = dict(renamed or {})
 
     def _declare_keywords(self) -> None:
-        """Add the hyper-parameters that the formula declares."""
+        """Add up the hyper-parameters, in the order in which formula and numbers name them."""
         formula = self.formula
+        others = {} if self.numbers is None else self.numbers.hypers
         for name in formula.keywords:
-            if name in formula.hypers:
-                if name in self.hypers:
-                    formula.refuse(name, "the rule and its numbers declare this both: once will do")
-                if name in self.gives:
-                    formula.refuse(
-                        name,
-                        "the numbers return what is declared here as a hyper-parameter: leave out "
-                        "its default, or return it under another name",
-                    )
-                self.hypers[name] = formula.hypers[name]
-            elif name not in self.gives and name not in self.hypers and name != "step":
-                if self.numbers is not None:
-                    formula.refuse(name, "has no default, and the numbers do not return it")
-                self.hypers[name] = formula.declared(name, REQUIRED)
+            if name in formula.hypers and name in self.gives:
+                formula.refuse(
+                    name,
+                    "the numbers return what is declared here as a hyper-parameter: leave out its "
+                    "default, or return it under another name",
+                )
+            if name in self.gives or (name in formula.open and name in GIVEN):
+                continue
+            if name in formula.open and name not in others and self.numbers is not None:
+                formula.refuse(name, "has no default, and the numbers do not return it")
+            known = formula.hypers.get(name) or others.get(name)
+            self.hypers[name] = known or formula.declared(name, REQUIRED)
+        for name, declared in others.items():
+            self.hypers.setdefault(name, declared)
 
     def _check_names(self) -> None:
         """Refuse names that mean two things."""
@@ -159,6 +191,9 @@ class Part:
                 formula.refuse(
                     name, "a hyper-parameter or number has the name of a state buffer: rename one"
                 )
+        for name, begins in formula.states.items():
+            if isinstance(begins, str) and not isinstance(self.hypers.get(begins), Number):
+                formula.refuse(name, f"begins with {begins!r}, which is no hyper-parameter")
         for name in self.carried:
             if name in self.hypers:
                 formula.refuse(name, "a carried number has the name of a hyper-parameter")
@@ -185,19 +220,31 @@ class Part:
                 f"{len(wanted)} values, not {len(results)}"
             )
         for name, result in zip(wanted, results):
-            if not isinstance(result, (Operand, int, float, np.floating, np.integer, np.bool_)):
+            if not (
+                isinstance(result, Operand) or checks.is_number(result) or checks.is_flag(result)
+            ):
                 formula.refuse_return(f"{name} must become a number, not {result!r}")
         return results
 
-    def keywords(self, value_of: Callable[[str], Any], named: Any, step: Any) -> dict[str, Any]:
-        """The formula's keywords: `value_of` a hyper-parameter, what is `named`, and the step."""
+    def keywords(
+        self, value_of: Callable[[str], Any], named: Any, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The formula's keywords: `value_of` a hyper-parameter, what is `named`, and what is `given`."""
         return {
             name: named[name]
             if name in self.gives
-            else step
-            if name == "step"
+            else given[name]
+            if name in given and name in self.formula.open
             else value_of(self.outside(name))
             for name in self.formula.keywords
+        }
+
+    @property
+    def begins(self) -> dict[str, float | str]:
+        """What fills each state buffer at first, under the names outside."""
+        return {
+            self.outside(name): self.outside(begins) if isinstance(begins, str) else begins
+            for name, begins in self.formula.states.items()
         }
 
     def called(self, group: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -> Any:
@@ -207,10 +254,6 @@ class Part:
         carried = [numbers[self.outside(name)] for name in self.carried]
         hypers = {name: group[self.outside(name)] for name in self.numbers.hypers}
         return self.numbers.function(step, *carried, **hypers)
-
-
-def _fields(declared: Hyper) -> tuple:
-    return tuple(getattr(declared, name) for name in declared.__dataclass_fields__)
 
 
 class Recipe:
@@ -223,34 +266,33 @@ class Recipe:
         file, line: where the class is made.
 
     Attributes:
-        states: what fills each state buffer at first.
+        states: what fills each state buffer at first: a number, or the name of a hyper-parameter.
         hypers: the hyper-parameters.
         carried: numbers carried from step to step, with what they begin with.
-        flags: the hyper-parameters that are flags.
-        choice: a group's choice of flags.
-        written: the code by this choice.
+        written: the code by the choice of flags and switches.
     """
 
     def __init__(self, name: str, parts: Sequence[Part], file: str, line: int):
         self.name, self.parts, self.file, self.line = name, parts, file, line
-        self.states: dict[str, float] = {}
+        self.states: dict[str, float | str] = {}
         self.hypers: dict[str, Hyper] = {}
         self.carried: dict[str, float] = {}
         for part in parts:
-            self.states.update({part.outside(n): v for n, v in part.formula.states.items()})
+            self.states.update(part.begins)
             self.hypers.update({part.outside(n): v for n, v in part.hypers.items()})
             self.carried.update({part.outside(n): v for n, v in part.carried.items()})
-        self.flags = [name for name, declared in self.hypers.items() if declared.is_flag]
         self.has_numbers = any(part.numbers for part in parts)
-        if len(self.flags) > MOST_FLAGS:
-            parts[0].formula.refuse(", ".join(self.flags), f"more than {MOST_FLAGS} flags")
-        self.choice: Callable[[Mapping[str, Any]], Any] = (
-            itemgetter(*self.flags) if self.flags else lambda group: ()
-        )
-        self.written: dict[Any, Written] = {}
-        for values in itertools.product((False, True), repeat=len(self.flags)):
-            flags = dict(zip(self.flags, values))
-            self.written[self.choice(flags)] = self._written(flags)
+        self._switches = [name for name, declared in self.hypers.items() if declared.switches]
+        if len(self._switches) > MOST_FLAGS:
+            parts[0].formula.refuse(", ".join(self._switches), f"more than {MOST_FLAGS} flags")
+        self.written = {
+            choice: self._written(dict(zip(self._switches, choice)))
+            for choice in itertools.product((False, True), repeat=len(self._switches))
+        }
+
+    def written_for(self, group: Mapping[str, Any]) -> Written:
+        """The code for a group's choice of flags, and of numbers for whose 0 there is another kernel."""
+        return self.written[tuple([bool(group[name]) for name in self._switches])]
 
     def results(
         self,
@@ -259,48 +301,63 @@ class Recipe:
         states: Mapping[str, Any],
         value_of: Callable[[str], Any],
         named: Sequence[Any],
-        step: Any,
+        given: Mapping[str, Any],
     ) -> list[Any]:
         """What becomes of the parameter and of each state buffer."""
         if self.parts[0].formula.kind == "rule":
             (part,) = self.parts
-            return list(part.run((param, grad), states, part.keywords(value_of, named[0], step)))
+            return list(part.run((param, grad), states, part.keywords(value_of, named[0], given)))
         update = grad
         after = []
         for part, numbers in zip(self.parts, named):
             leading = [update, param, *([grad] if "grad" in part.formula.leading else [])]
             own = {name: states[part.outside(name)] for name in part.formula.states}
-            keywords = part.keywords(value_of, numbers, step)
+            keywords = part.keywords(value_of, numbers, given)
             update, *rest = part.run(leading, own, keywords)
             after += rest
         return [param - update, *after]
 
-    def _written(self, flags: Mapping[str, bool]) -> Written:
-        """The code, for one choice of flags."""
+    def _written(self, choice: Mapping[str, bool]) -> Written:
+        """The code, for one choice of flags and switches."""
         trace = Trace(self.parts[0].formula.code if len(self.parts) == 1 else None)
-        hypers = {
-            name: tuple(trace.leaf("hyper", name, i) for i in range(declared.count))
-            if declared.count
-            else trace.leaf("hyper", name)
-            for name, declared in self.hypers.items()
-            if not declared.is_flag
-        }
+        hypers: dict[str, Any] = {}
+        for name, declared in self.hypers.items():
+            if isinstance(declared, Flag):
+                hypers[name] = choice[name]
+            elif isinstance(declared, Several):
+                hypers[name] = tuple(
+                    trace.leaf("hyper", name, i) for i in range(len(declared.parts))
+                )
+            elif choice.get(name, True):
+                hypers[name] = trace.leaf("hyper", name)
+                if declared.switches:
+                    trace.assume(hypers[name])
+            else:
+                hypers[name] = 0.0
         named = [
             {name: trace.leaf("named", i, name) for name in part.gives}
             for i, part in enumerate(self.parts)
         ]
         states = {name: trace.leaf("element", name) for name in self.states}
         param, grad = trace.leaf("element", "param"), trace.leaf("element", "grad")
-        step = trace.leaf("step")
+        given = {name: trace.leaf(name) for name in GIVEN}
 
         def formula() -> list[Any]:
-            return self.results(param, grad, states, {**hypers, **flags}.__getitem__, named, step)
+            return self.results(param, grad, states, hypers.__getitem__, named, given)
 
         try:
             results = trace.results(formula)
         except (TypeError, RecursionError) as error:
             self.parts[0].formula.refuse_error(error)
         return Written(self.name, self.file, self.line, results, list(self.states))
+
+    def initial(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What the state of a parameter begins with: numbers, and what fills buffers."""
+        fills = {
+            name: float(group[begins]) if isinstance(begins, str) else begins
+            for name, begins in self.states.items()
+        }
+        return {"step": 0, **self.carried, **fills}
 
     def named(self, group: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -> Any:
         """What the parts' functions for per-step numbers give."""
@@ -322,12 +379,11 @@ class Recipe:
         states: Sequence[Any],
         group: Mapping[str, Any],
         named: Sequence[Any],
-        step: int,
+        given: Mapping[str, Any],
     ) -> list[Any]:
         """What the formulas give for one element, as the CPU's kernels compute it."""
-
-        values = dict(zip(self.states, map(Number, map(kind, states))))
+        values = dict(zip(self.states, map(Scalar, map(kind, states))))
         found = self.results(
-            Number(kind(param)), Number(kind(grad)), values, group.__getitem__, named, step
+            Scalar(kind(param)), Scalar(kind(grad)), values, group.__getitem__, named, given
         )
-        return [value.value if isinstance(value, Number) else kind(float(value)) for value in found]
+        return [value.value if isinstance(value, Scalar) else kind(float(value)) for value in found]

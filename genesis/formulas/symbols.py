@@ -1,7 +1,7 @@
 """Symbols and numbers on which a formula runs, and what it did with them.
 
 Both are `Operand`s: they go through the same function and mean the same arithmetic. A `Symbol` writes
-down what is done with it; a `Number` does it, as the CPU's kernels do.
+down what is done with it; a `Scalar` does it, as the CPU's kernels do.
 
 A symbol that depends on no element of a tensor is the host's. Where one is asked whether it is true,
 by an `if`, `and`, `or` or `not`, the formula is run once for each answer, and the two results are
@@ -182,7 +182,7 @@ BUILTINS = {
 # ---- numbers ----
 
 
-class Number(Operand):
+class Scalar(Operand):
     """A NumPy scalar that computes as kernels do. What is true is 1, what is false 0."""
 
     __slots__ = ("value",)
@@ -196,19 +196,19 @@ class Number(Operand):
         kind = type(self.value)
         values = [_value(operand, kind) for operand in operands]
         if operation in functions.ARGUMENTS:
-            return Number(kind(functions.evaluate(operation, *values)))
+            return Scalar(kind(functions.evaluate(operation, *values)))
         with np.errstate(all="ignore"):
-            return Number(kind(_OPERATIONS[operation](*values)))
+            return Scalar(kind(_OPERATIONS[operation](*values)))
 
     def choose(self, condition: Any, yes: Any, no: Any) -> Any:
-        return Number(_value(yes if condition else no, type(self.value)))
+        return Scalar(_value(yes if condition else no, type(self.value)))
 
     def __bool__(self) -> bool:
         return bool(self.value)
 
 
 def _value(operand: Any, kind: type) -> Any:
-    if isinstance(operand, Number):
+    if isinstance(operand, Scalar):
         return operand.value
     if not isinstance(operand, _PLAIN):
         raise TypeError(f"{operand!r} is no number")
@@ -238,8 +238,8 @@ class Symbol(Operand):
     """A value that a formula computes: an operation and its operands, each of them a symbol.
 
     Attributes:
-        operation: of the leaves "element", "hyper", "named", "step" and "constant"; else as in
-            `Operand.do`, or "choice", or "truth".
+        operation: of the leaves "element", "hyper", "named", "step", "first" and "constant"; else as
+            in `Operand.do`, or "choice", or "truth".
         operands: of leaves what tells them apart.
         on_host: whether it depends on no element.
         line: where it was computed first.
@@ -278,7 +278,7 @@ class Symbol(Operand):
         return f"<{self.operation} in a formula>"
 
 
-LEAVES = ("element", "hyper", "named", "step", "constant")
+LEAVES = ("element", "hyper", "named", "step", "first", "constant")
 
 
 class TooManyWaysError(TypeError):
@@ -301,10 +301,15 @@ class Trace:
         self._choices: dict[tuple, Symbol] = {}
         self._plan: Sequence[bool] = ()
         self._taken: dict[int, tuple[Symbol, bool]] = {}
+        self._positive: set[int] = set()
 
     def leaf(self, operation: str, *what: Any) -> Symbol:
         """A symbol on which formulas begin."""
         return self._one(operation, what, what, operation != "element")
+
+    def assume(self, leaf: Symbol) -> None:
+        """Let it be known that a symbol is more than 0, so that no way is taken on which it is not."""
+        self._positive.add(id(leaf))
 
     def symbol(self, operation: str, *operands: Symbol) -> Symbol:
         """The symbol for an operation."""
@@ -340,6 +345,9 @@ class Trace:
 
     def decide(self, symbol: Symbol) -> bool:
         """Whether a symbol is true, on the way through the formula that is being taken."""
+        known = self._known_truth(symbol)
+        if known is not None:
+            return known
         condition = symbol if symbol.is_truth else self.symbol("truth", symbol)
         if id(condition) not in self._taken:
             place = len(self._taken)
@@ -348,6 +356,17 @@ class Trace:
             answer = self._plan[place] if place < len(self._plan) else True
             self._taken[id(condition)] = condition, answer
         return self._taken[id(condition)][1]
+
+    def _known_truth(self, symbol: Symbol) -> bool | None:
+        """What follows from `assume` for a symbol, or for one that compares it with 0; else None."""
+        if id(symbol) in self._positive:
+            return True
+        if symbol.operation in COMPARISONS:
+            left, right = symbol.operands
+            is_zero = right.operation == "constant" and right.operands[0] == 0
+            if id(left) in self._positive and is_zero:
+                return symbol.operation in ("gt", "ge", "ne")
+        return None
 
     def results(self, formula: Callable[[], Sequence[Any]]) -> list[Symbol]:
         """What a formula gives, on all ways through it together."""
@@ -394,9 +413,10 @@ class Trace:
         """A choice between conditions, if it can be made further inside; else None."""
         if yes is no:
             return yes
-        if not self._alike(yes, no):
+        pairs = list(zip(yes.operands, no.operands))
+        # Two that have nothing in common come from different places in the formula.
+        if not self._alike(yes, no) or not any(a is b or self._alike(a, b) for a, b in pairs):
             return None
-        pairs = zip(yes.operands, no.operands)
         return self.symbol(yes.operation, *(self.choose(condition, a, b) for a, b in pairs))
 
     @staticmethod

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -22,7 +23,7 @@ machine code, and nothing in it differs from user to user."""
 
 
 class Written:
-    """The code for one formula, its flags decided.
+    """The code for one formula, its flags decided. It is written when it is asked for.
 
     Args:
         name: the formula's name.
@@ -33,11 +34,7 @@ class Written:
     Attributes:
         states: the names of those that are needed: that something reads, other than to leave them
             as they are.
-        rule: the kernel's function, as `kernels.rules` describes it.
-        scalars: the host's function: `scalars(group, step, named)` are the kernel's scalars; `group`
-            has hyper-parameters by name, Python's numbers (arithmetic with NumPy's would be in their
-            types), `named` what functions for per-step numbers gave.
-        text: both as source.
+        count: how many scalars the kernel takes.
     """
 
     def __init__(
@@ -48,21 +45,37 @@ class Written:
         results: Sequence[Symbol],
         states: Sequence[str],
     ):
-        self._file, self._line = file, line
+        self._name, self._file, self._line = name, file, line
         kept = _read(results, states)
         self.states = tuple(state for i, state in enumerate(states) if i in kept)
         self._results = [results[0], *(results[1 + i] for i in kept)]
         self._scalars = list(_hosts(self._results))
-        kernel, host = (
-            ast.fix_missing_locations(function) for function in (self._kernel(), self._host())
-        )
-        text = ast.unparse(kernel)
+        self.count = len(self._scalars)
+
+    @cached_property
+    def rule(self) -> FunctionType:
+        """The kernel's function: `(param, grad, state, hyper) -> (param, state)`, without numbers."""
+        kernel = self._kernel()
+        made = self._made(kernel)
         # What is compiled is known by its name, too: two formulas of one name may differ.
-        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self.text = f"{text}\n\n\n{ast.unparse(host)}"
-        self.rule = self._made(kernel)
-        self.rule.__name__ = self.rule.__qualname__ = f"{name}_{digest}"
-        self.scalars = self._made(host)
+        digest = hashlib.blake2b(ast.unparse(kernel).encode(), digest_size=8).hexdigest()
+        made.__name__ = made.__qualname__ = f"{self._name}_{digest}"
+        return made
+
+    @cached_property
+    def scalars(self) -> FunctionType:
+        """The host's function: `scalars(group, step, named, first)` are the kernel's scalars.
+
+        `group` has hyper-parameters by name, Python's numbers (arithmetic with NumPy's would be in
+        their types), `named` what functions for per-step numbers gave, and `first` says that a state
+        buffer is new.
+        """
+        return self._made(self._host())
+
+    @property
+    def text(self) -> str:
+        """Both functions as source."""
+        return f"{ast.unparse(self._kernel())}\n\n\n{ast.unparse(self._host())}"
 
     def _made(self, function: ast.FunctionDef) -> FunctionType:
         module = ast.Module([function], [])
@@ -78,7 +91,7 @@ class Written:
         function.name, function.body = name, body
         function.args.args = [ast.arg(argument) for argument in arguments]
         function.lineno = function.end_lineno = self._line
-        return function
+        return ast.fix_missing_locations(function)
 
     def _kernel(self) -> ast.FunctionDef:
         names: dict[int, str] = {}
@@ -113,7 +126,7 @@ class Written:
                 body.append(writer.assign(symbol))
         values = [writer.guarded(symbol, when[id(symbol)]) for symbol in self._scalars]
         body.append(ast.Return(ast.Tuple(values, ast.Load())))
-        return self._function("scalars", ("group", "step", "named"), body)
+        return self._function("scalars", ("group", "step", "named", "first"), body)
 
 
 def _read(results: Sequence[Symbol], states: Sequence[str]) -> list[int]:
@@ -214,7 +227,7 @@ def _name(scalar: Symbol) -> str | None:
         return scalar.operands[0]
     if scalar.operation == "named":
         return scalar.operands[1]
-    return "step" if scalar.operation == "step" else None
+    return scalar.operation if scalar.operation in ("step", "first") else None
 
 
 class _Writer:
@@ -274,8 +287,8 @@ def _leaf(symbol: Symbol) -> ast.expr:
         return ast.Constant(symbol.operands[0])
     if symbol.operation == "element":
         return _load(symbol.operands[0])
-    if symbol.operation == "step":
-        return _load("step")
+    if symbol.operation in ("step", "first"):
+        return _load(symbol.operation)
     if symbol.operation == "named":
         part, name = symbol.operands
         return _item(_item(_load("named"), part), name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 
+from .. import hyper
 from ..parameter import Parameter
-from . import checks
 from .per_tensor import PerTensor, arithmetic, lerp
 
 BLOCK = 16384
@@ -76,6 +76,16 @@ class Adafactor(PerTensor):
         https://arxiv.org/abs/1804.04235 (with torch's use of the learning rate and of epsilon)
     """
 
+    _hypers: ClassVar = {
+        "lr": hyper.rate(1e-2),
+        "beta2_decay": hyper.number(-0.8, most=0),
+        "eps": hyper.several(
+            hyper.number(None, low=0, unset=True), hyper.number(1e-3, low=0), title="epsilon value"
+        ),
+        "d": hyper.number(1.0, low=1, infinite=True),
+        "weight_decay": hyper.non_negative(0.0),
+        "maximize": hyper.flag(False),
+    }
     _sometimes = ("row_var", "col_var", "variance")
 
     def __init__(
@@ -98,21 +108,6 @@ class Adafactor(PerTensor):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        checks.number(group, "lr", "learning rate")
-        checks.number(group, "weight_decay")
-        checks.number({"-beta2_decay": _minus(checks.entry(group, "beta2_decay"))}, "-beta2_decay")
-        eps = checks.entry(group, "eps")
-        if not isinstance(eps, (tuple, list)) or len(eps) != 2:
-            raise ValueError(f"Invalid eps: {eps!r}, expected a pair of numbers")
-        checks.number(eps, 1, "epsilon2 value")
-        if eps[0] is not None:
-            checks.number(eps, 0, "epsilon1 value")
-        checks.number(group, "d", "clipping threshold d", infinite=True)
-        if group["d"] < 1:
-            raise ValueError(f"Invalid clipping threshold d: {group['d']}, expected at least 1")
-        checks.flags(group, "maximize")
 
     def _names(self, parameter: Parameter) -> tuple[str, ...]:
         return ("row_var", "col_var") if parameter.ndim > 1 else ("variance",)
@@ -168,13 +163,6 @@ class Adafactor(PerTensor):
         size = tensor.root_mean_square_of_update(estimate, least)
         kept = 1 - group["lr"] * group["weight_decay"]
         return tensor.moved(estimate, least, -length / max(1.0, size / group["d"]), kept), averages
-
-
-def _minus(value: Any) -> Any:
-    """`-value` of a number; anything else as it is, for `checks.number` to refuse."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        return value
-    return -value.item() if isinstance(value, np.generic) else -value  # -np.uint8(1) is 255
 
 
 class _Factored:

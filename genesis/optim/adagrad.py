@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import math
 
-from ..kernels import rules
-from ..parameter import Parameter
-from . import checks
-from .optimizer import Optimizer
-from .plan import Rule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .precision import Options
+from .. import hyper
+from .pieces import L2
+from .rule import rule
 
 
-class Adagrad(Optimizer):
+def _leaves_rows(weight_decay):
+    """Whether rows without a gradient stay as they are."""
+    return weight_decay == 0
+
+
+@rule(sparse=_leaves_rows)
+def Adagrad(
+    param,
+    grad,
+    sum="initial_accumulator_value",
+    *,
+    lr=1e-2,
+    lr_decay=hyper.non_negative(0, "how fast the learning rate falls, per update"),
+    weight_decay=L2,
+    initial_accumulator_value=hyper.non_negative(
+        0, "where the sum begins; read when a parameter gets its state, at its first update"
+    ),
+    eps=1e-10,
+    step,
+):
     r"""Adagrad: gradients divided by the root of the sum of all squares so far.
 
     With gradient :math:`g`, parameter :math:`\theta`, learning rate :math:`\gamma`, its decay
@@ -28,21 +39,6 @@ class Adagrad(Optimizer):
         s &\leftarrow s + g^2 \\
         \theta &\leftarrow \theta - \frac{\gamma}{1 + (t - 1) \eta} \,
             \frac{g}{\sqrt{s} + \epsilon}
-
-    Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts.
-        lr: learning rate, at least 0. Default: 1e-2.
-        lr_decay: how fast the learning rate falls, per update, at least 0. Default: 0.
-        weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
-        initial_accumulator_value: where the sum begins, at least 0; read when a parameter gets its
-            state, at its first update. Default: 0.
-        eps: added to the denominator, outside the root, at least 0. Default: 1e-10.
-        maximize: go up the gradient instead of down. Default: False.
-        options: how state is kept and rounded: `master_weights`, `state_dtype` and
-            `stochastic_rounding`, see `genesis.optim.precision.Options`.
-
-    Raises:
-        TypeError, ValueError: a hyper-parameter or `params` that is not as above.
 
     State of a parameter: "step", "sum" (:math:`s`).
 
@@ -61,48 +57,7 @@ class Adagrad(Optimizer):
         Duchi, Hazan, Singer: Adaptive subgradient methods for online learning and stochastic
         optimization. JMLR 12, 2011, http://jmlr.org/papers/v12/duchi11a.html
     """
-
-    _always = ("sum",)
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ):
-        defaults = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "eps": eps,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        checks.common(group)
-        checks.eps(group)
-        checks.number(group, "lr_decay")
-        checks.number(group, "initial_accumulator_value")
-        checks.flags(group, "maximize")
-
-    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        if group["weight_decay"] != 0:  # it changes rows without gradient
-            super()._check_gradient(group, parameter)
-
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        return rules.adagrad, ("sum",)
-
-    def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {"step": 0, "sum": float(group["initial_accumulator_value"])}
-
-    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
-        lr = group["lr"] / (1 + (numbers["step"] - 1) * group["lr_decay"])
-        return lr, group["weight_decay"], group["eps"]
+    grad = grad + weight_decay * param
+    sum = sum + grad * grad
+    rate = lr / (1 + (step - 1) * lr_decay)
+    return param - rate * grad / (math.sqrt(sum) + eps), sum

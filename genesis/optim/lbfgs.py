@@ -6,17 +6,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .. import buffers, kernels
+from .. import buffers, hyper, kernels
 from ..commit import assign, commit, prepared
 from ..kernels import rules
 from ..parameter import Parameter
-from . import checks
+from . import arrays, hooks, param_groups
 from .optimizer import Optimizer
-from .per_tensor import refuse_options
 
 Vector = np.ndarray
 """All parameters, or all gradients, one behind the other: float64 if one of them is, else float32."""
@@ -94,6 +93,15 @@ class LBFGS(Optimizer):
         optimization, 2006, algorithms 3.5 and 3.6 (line search), 7.4 and 7.5.
     """
 
+    _hypers: ClassVar = {
+        "lr": hyper.rate(1),
+        "max_iter": hyper.count(20),
+        "max_eval": hyper.count(),
+        "tolerance_grad": hyper.non_negative(1e-7),
+        "tolerance_change": hyper.non_negative(1e-9),
+        "history_size": hyper.count(100),
+        "line_search_fn": hyper.word(("strong_wolfe",)),
+    }
     _numbers = ("func_evals", "n_iter")
     _sometimes = (
         "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al",
@@ -123,22 +131,6 @@ class LBFGS(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _check_all(self, group: dict[str, Any]) -> None:
-        refuse_options(self, group)
-        super()._check_all(group)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        checks.number(group, "lr", "learning rate")
-        checks.number(group, "tolerance_grad")
-        checks.number(group, "tolerance_change")
-        for name in ("max_iter", "max_eval", "history_size"):
-            checks.count(group, name, least=1)
-        search = checks.entry(group, "line_search_fn")
-        if search is not None and not (isinstance(search, str) and search == "strong_wolfe"):
-            raise ValueError(
-                f"Invalid line_search_fn: {search!r}, only 'strong_wolfe' is supported, or None"
-            )
-
     def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
         if others:
             raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
@@ -146,12 +138,23 @@ class LBFGS(Optimizer):
 
     # ---- the step ----
 
-    def _step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        max_norm: float | None = None,
-        inverse_scale: float | None = None,
-    ) -> Any:
+    @hooks.around
+    def step(self, closure: Callable[[], Any] | None = None, *, max_norm: None = None) -> Any:
+        """Do up to `max_iter` iterations.
+
+        Args:
+            closure: a function that computes the loss, and the gradients anew; required.
+            max_norm: must be None, since the search for a step relies on the loss's own gradients.
+
+        Returns:
+            What the first call of the closure returned.
+
+        Raises:
+            TypeError, ValueError: see `LBFGS`. The parameters and the state are those from before.
+        """
+        return self._step(closure, max_norm)
+
+    def _step(self, closure: Any = None, max_norm: Any = None) -> Any:
         if closure is None or not callable(closure):
             raise TypeError(
                 "LBFGS evaluates the loss several times in a step, so it needs a function that "
@@ -162,10 +165,8 @@ class LBFGS(Optimizer):
                 "LBFGS does not take max_norm: a clipped gradient is not that of the loss, which "
                 "the search for a step relies on"
             )
-        if inverse_scale is not None:
-            raise ValueError("LBFGS does not work with a loss scaler: it needs the loss as it is")
         (group,) = self.param_groups
-        self._check_all(group)
+        self._check_group(group, 0)
         parameters = group["params"]
         problem = _Problem(parameters, closure, self._check_gradient, group)
         history = _History.of(self.state.get(parameters[0]) or {}, problem)
@@ -351,19 +352,19 @@ class _Problem:
         self._parts = [slice(end - p.size, end) for end, p in zip(ends, parameters)]
         self._views = [p._view for p in parameters]
         self._written = [
-            checks.Used(checks.label(i, p), p._view, p.shape, p.device)
+            arrays.Used(param_groups.label(i, p), p._view, p.shape, p.device)
             for i, p in enumerate(parameters)
         ]
         self.calls = 0
         self.loss: Any = None
-        checks.arrays(self._written, self._gradients())
+        arrays.usable(self._written, self._gradients())
 
-    def _gradients(self) -> list[checks.Used]:
+    def _gradients(self) -> list[arrays.Used]:
         """The gradients that there are, and how they must be."""
         for parameter in self._parameters:
             self._check_gradient(self._group, parameter)
         return [
-            checks.Used(f"the gradient of {used.what}", p._grad_view, used.shape, used.device)
+            arrays.Used(f"the gradient of {used.what}", p._grad_view, used.shape, used.device)
             for p, used in zip(self._parameters, self._written)
             if p._grad_view is not None
         ]
@@ -386,8 +387,8 @@ class _Problem:
                 )
             for i, vector in enumerate(entries[name]):
                 vectors[f"vector {i} in state {name!r} of {title}"] = vector
-        checks.arrays(
-            self._written, [checks.Used(what, vector, shape) for what, vector in vectors.items()]
+        arrays.usable(
+            self._written, [arrays.Used(what, vector, shape) for what, vector in vectors.items()]
         )
         for what, vector in vectors.items():
             if vector.dtype != self._dtype:
@@ -435,7 +436,7 @@ class _Problem:
                     f"{used.what} was given another array by the closure: a step moves the array that "
                     "it began with, so assign data between steps"
                 )
-        checks.arrays(self._written, self._gradients())
+        arrays.usable(self._written, self._gradients())
         return loss, self._gathered([p._grad_view for p in self._parameters])
 
     def _gathered(self, views: Sequence[np.ndarray | None]) -> Vector:

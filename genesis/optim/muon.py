@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from . import checks
+from .. import hyper
 from .per_tensor import PerTensor, arithmetic, lerp
 
 
@@ -77,6 +77,16 @@ class Muon(PerTensor):
 
     _always = ("momentum_buffer",)
     _numbers = ()
+    _hypers: ClassVar = {
+        "lr": hyper.rate(1e-3),
+        "weight_decay": hyper.non_negative(0.1),
+        "momentum": hyper.non_negative(0.95),
+        "nesterov": hyper.flag(True),
+        "ns_coefficients": hyper.several(*map(hyper.number, (3.4445, -4.7750, 2.0315))),
+        "eps": hyper.epsilon(1e-7),
+        "ns_steps": hyper.count(5, least=0, most=99),
+        "adjust_lr_fn": hyper.word(("original", "match_rms_adamw")),
+    }
 
     def __init__(
         self,
@@ -103,23 +113,6 @@ class Muon(PerTensor):
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any]) -> None:
-        checks.common(group)
-        checks.eps(group)
-        checks.number(group, "momentum")
-        checks.flags(group, "nesterov")
-        checks.count(group, "ns_steps", least=0, most=99)
-        coefficients = checks.entry(group, "ns_coefficients")
-        if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 3:
-            raise ValueError(f"Invalid ns_coefficients: {coefficients!r}, expected three numbers")
-        for i in range(3):
-            checks.number(coefficients, i, f"ns_coefficients at index {i}", least=-math.inf)
-        adjust = checks.entry(group, "adjust_lr_fn")
-        known = "original", "match_rms_adamw"
-        if adjust is not None and not (isinstance(adjust, str) and adjust in known):
-            raise ValueError(
-                f"Adjust learning rate function {adjust!r} is not supported: take "
-                '"original", "match_rms_adamw" or None'
-            )
         for parameter in group.get("params", ()):
             if parameter.ndim != 2:
                 raise ValueError(

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import math
 
-from ..kernels import rules
-from . import checks
-from .optimizer import Optimizer
-from .plan import Rule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .precision import Options
+from .. import hyper
+from .pieces import DECOUPLES, L2, average, average_of_squares
+from .rule import rule
 
 
-class NAdam(Optimizer):
+def _numbers(step, mu_product=1.0, *, lr, betas, momentum_decay):
+    """The momentum of this update and the next, and what gradient and average count for."""
+    mu, later = (betas[0] * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    mu_product *= mu
+    return {
+        "mu_product": mu_product,
+        "grad_size": lr * (1 - mu) / (1 - mu_product),
+        "avg_size": lr * later / (1 - mu_product * later),
+    }
+
+
+@rule(numbers=_numbers)
+def NAdam(
+    param,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    *,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=L2,
+    momentum_decay=hyper.non_negative(4e-3, "how fast the momentum rises to its full strength"),
+    decoupled_weight_decay=DECOUPLES,
+    grad_size,
+    avg_size,
+    step,
+):
     r"""NAdam: Adam with Nesterov momentum, which rises from half its strength.
 
     With gradient :math:`g`, parameter :math:`\theta`, learning rate :math:`\gamma`, weight decay
@@ -31,22 +51,6 @@ class NAdam(Optimizer):
         \theta &\leftarrow \theta - \gamma \, \frac{
             g \, (1 - \mu_t) / (1 - \pi_t) + m \, \mu_{t+1} / (1 - \pi_{t+1})
         }{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
-
-    Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts.
-        lr: learning rate, at least 0. Default: 2e-3.
-        betas: decay rates of the two averages, each in [0, 1). Default: (0.9, 0.999).
-        eps: added to the denominator, at least 0. Default: 1e-8.
-        weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
-        momentum_decay: how fast the momentum rises to its full strength, at least 0. Default: 4e-3.
-        decoupled_weight_decay: let weight decay shrink the parameter by `lr * weight_decay` of
-            itself instead, as in AdamW. Default: False.
-        maximize: go up the gradient instead of down. Default: False.
-        options: how state is kept and rounded: `master_weights`, `state_dtype` and
-            `stochastic_rounding`, see `genesis.optim.precision.Options`.
-
-    Raises:
-        TypeError, ValueError: a hyper-parameter or `params` that is not as above.
 
     State of a parameter: "step", the number "mu_product" (:math:`\pi_t`), "exp_avg" (:math:`m`),
     "exp_avg_sq" (:math:`v`).
@@ -67,72 +71,12 @@ class NAdam(Optimizer):
         https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Loshchilov, Hutter: Decoupled weight
         decay regularization. ICLR 2019, https://arxiv.org/abs/1711.05101 (decoupled_weight_decay)
     """
-
-    _always = ("exp_avg", "exp_avg_sq")
-    _numbers = ("step", "mu_product")
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum_decay: float = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        checks.common(group)
-        checks.eps(group)
-        checks.betas(group)
-        checks.number(group, "momentum_decay")
-        checks.flags(group, "decoupled_weight_decay", "maximize")
-
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        decoupled = group["decoupled_weight_decay"]
-        return rules.nadam_decoupled if decoupled else rules.nadam, ("exp_avg", "exp_avg_sq")
-
-    def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {"step": 0, "mu_product": 1.0}
-
-    def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
-        step = numbers["step"] + 1
-        return {"step": step, "mu_product": numbers["mu_product"] * self._momentum(group, step)}
-
-    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
-        lr, decay, step, product = (
-            group["lr"],
-            group["weight_decay"],
-            numbers["step"],
-            numbers["mu_product"],
-        )
-        beta1, beta2 = group["betas"]
-        momentum, later = self._momentum(group, step), self._momentum(group, step + 1)
-        return (
-            lr * (1 - momentum) / (1 - product),
-            lr * later / (1 - product * later),
-            1 - lr * decay if group["decoupled_weight_decay"] else decay,
-            beta1,
-            1 - beta1,
-            beta2,
-            1 - beta2,
-            1 - beta2**step,
-            group["eps"],
-        )
-
-    def _momentum(self, group: dict[str, Any], step: int) -> float:
-        return group["betas"][0] * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+    if decoupled_weight_decay:
+        param = param * (1 - lr * weight_decay)
+    else:
+        grad = grad + weight_decay * param
+    exp_avg = average(exp_avg, grad, betas[0])
+    exp_avg_sq = average_of_squares(exp_avg_sq, grad, betas[1])
+    denom = math.sqrt(exp_avg_sq / (1 - betas[1] ** step)) + eps
+    param = param - grad_size * grad / denom
+    return param - avg_size * exp_avg / denom, exp_avg, exp_avg_sq

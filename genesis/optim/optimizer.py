@@ -1,30 +1,21 @@
-"""What all optimizers share: groups, state, the step, and snapshots."""
+"""What all optimizers share: groups, state, snapshots, hooks."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from .. import buffers, kernels
+from .. import buffers
 from ..commit import commit
-from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
+from ..hyper import Hyper
 from ..parameter import Parameter
 from ..sparse import SparseGrad
-from . import checks, hooks, precision
-from .plan import ChangedMeanwhileError, Plan, Rule, StepPlan
+from . import hooks, param_groups, precision
 from .state import State
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-ATTEMPTS = 10
-"""How often a step makes its plan if another thread changes what it is made for meanwhile."""
 
 _set_gradient = vars(Parameter)["_grad_view"].__set__
 
@@ -32,24 +23,19 @@ _set_gradient = vars(Parameter)["_grad_view"].__set__
 class Optimizer:
     """Base class of all optimizers.
 
-    A subclass hands its defaults to this constructor, names its state buffers in `_always` and
-    `_sometimes`, and defines three methods: `_check` (are a group's hyper-parameters possible?),
-    `_rule` (which rule do they ask for?) and `_scalars` (which numbers does the rule take at a given
-    step?). One whose state has more numbers than "step" names them in `_numbers` and defines how
-    they begin and go on, `_initial` and `_next`. Everything else is here.
+    A subclass declares its hyper-parameters in `_hypers`, refuses in `_check` what is impossible
+    together, names the numbers and buffers of its state, and defines `_step`.
 
     Args:
         params: the parameters to optimize: an iterable of `Parameter`s, of `(name, Parameter)` pairs,
             or of dicts, each a group: `{"params": [...], "lr": 0.1, ...}`.
         defaults: hyper-parameters of groups that do not set their own.
-        options: `master_weights`, `state_dtype` and `stochastic_rounding`, see `precision.Options`.
 
     Attributes:
         param_groups: a list of dicts, one a group: "params" and every hyper-parameter. All of it may be
             edited between steps, and the next step does what it then says.
-        state: a mapping from each parameter to a mapping of its state buffers and the int "step".
+        state: a mapping from each parameter to a mapping of its state buffers and numbers.
         defaults: as given.
-        step_skipped: whether the last step that a loss scaler took found inf or NaN and did nothing.
 
     Raises:
         TypeError: `params` is a single parameter or array, a set, or holds something else than
@@ -58,47 +44,55 @@ class Optimizer:
             parameters that share memory.
     """
 
-    _always: tuple[str, ...] = ()
-    _sometimes: tuple[str, ...] = ()
-    _numbers: tuple[str, ...] = ("step",)
-    """The numbers that state shows. Without "step" among them, `_scalars` cannot go by it."""
+    _hypers: ClassVar[Mapping[str, Hyper]] = {}
+    """The declarations of the hyper-parameters that every group has."""
+    _options: ClassVar[Mapping[str, Hyper]] = {}
+    """Those of settings that a group may have besides; see `precision`."""
+    _always: ClassVar[tuple[str, ...]] = ()
+    """The names of state buffers that every parameter has once it was updated."""
+    _sometimes: ClassVar[tuple[str, ...]] = ()
+    """The names of others."""
+    _numbers: ClassVar[tuple[str, ...]] = ("step",)
+    """The names of the numbers that state shows."""
+    step_skipped = False
+    """Whether the last step did nothing, since a loss scaler found inf or NaN."""
 
-    def __init__(
-        self, params: Iterable, defaults: dict[str, Any], **options: Unpack[precision.Options]
-    ):
-        precision.check_names(self, options)
-        self.defaults = {**defaults, **options}
+    def __init__(self, params: Iterable, defaults: dict[str, Any]):
+        self.defaults = defaults
         self._state = State()
         self.param_groups: list[dict[str, Any]] = []
-        self._grad_norm: float | Callable[[], float] | None = None
-        self.step_skipped = False
         self._step_count = 0
-        self._stream: Any = None
-        # The plan of the last step. A step takes it out, so that no other thread has it too, and puts
-        # it back when it is done: whatever ends the step before that, the next one makes its own.
-        self._plans: list[StepPlan] = []
         self._hooks: hooks.Hooks | None = None
-        self._check_all(self.defaults)
+        self._check_group(self.defaults)
         groups: list[dict[str, Any]] = []
-        for group in checks.groups(params):
+        for group in param_groups.groups(params):
             groups.append(self._new_group(group, groups))
-        checks.parameters([group["params"] for group in groups])
+        param_groups.distinct([group["params"] for group in groups])
         self.param_groups = groups
 
-    def _check_all(self, group: dict[str, Any]) -> None:
-        self._check(group)
-        precision.check(group)
+    def _check_group(self, group: dict[str, Any], number: int | None = None) -> None:
+        """Raise TypeError or ValueError if a group's settings are impossible; say which group it is."""
+        try:
+            for name, declared in self._hypers.items():
+                if name not in group:
+                    raise ValueError(f"Invalid group: it has no {name!r}, set group[{name!r}]")
+                declared.check(name, group[name])
+            for name, declared in precision.HYPERS.items():
+                if name in group and name in self._options:
+                    declared.check(name, group[name])
+                elif group.get(name):
+                    raise TypeError(f"{type(self).__name__} does not support {name}")
+            self._check(group)
+        except (TypeError, ValueError) as error:
+            if number is None:
+                raise
+            raise type(error)(f"{error} (in param group {number})") from None
 
     def _check(self, group: dict[str, Any]) -> None:
-        """Raise TypeError or ValueError if the hyper-parameters in `group` are impossible."""
-        raise NotImplementedError(f"{type(self).__name__} must define _check")
-
-    def _check_lr(self, group: dict[str, Any]) -> None:
-        """As `_check`, where nothing but "lr" is new since then, as after a scheduler's step."""
-        checks.lr(group)
+        """Raise TypeError or ValueError if settings, each possible by itself, are not together."""
 
     def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        """Raise TypeError if a group's rule does not suit the kind of gradient a parameter has."""
+        """Raise TypeError if a group does not suit the kind of gradient a parameter has."""
         if isinstance(parameter.grad, SparseGrad):
             raise TypeError(
                 f"{type(self).__name__} does not support sparse gradients with the settings of this "
@@ -106,30 +100,14 @@ class Optimizer:
                 "grad.to_dense(len(parameter))"
             )
 
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        """The rule that a group asks for, whatever its "lr", and the names of the rule's buffers."""
-        raise NotImplementedError(f"{type(self).__name__} must define _rule")
+    @hooks.around
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters, see the optimizer's own class."""
+        return self._step(closure)
 
-    def _initial(self, group: dict[str, Any]) -> dict[str, Any]:
-        """What a parameter's state begins with: its numbers, and what fills a buffer if not 0."""
-        return {"step": 0}
-
-    def _next(self, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
-        """The numbers in the state of a parameter after one more update."""
-        return {"step": numbers["step"] + 1}
-
-    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
-        """The rule's scalars for the update after which state holds `numbers`."""
-        raise NotImplementedError(f"{type(self).__name__} must define _scalars")
-
-    def _scalars_between(
-        self, group: dict[str, Any], before: dict[str, Any], after: dict[str, Any], first: bool
-    ) -> tuple[float, ...]:
-        """The rule's scalars for the update that takes state's numbers from `before` to `after`.
-
-        `first` says that a buffer of the parameter is new.
-        """
-        return self._scalars(group, after)
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The step without hooks."""
+        raise NotImplementedError(f"{type(self).__name__} must define _step")
 
     # ---- state ----
 
@@ -153,215 +131,7 @@ class Optimizer:
             )
         self._state = State(state)
 
-    # ---- the step ----
-
-    @hooks.around
-    def step(
-        self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
-    ) -> Any:
-        """Update every parameter that has a gradient.
-
-        The step looks at every array that it is to use, and either does all that it has to do or
-        raises and has done nothing, also if a signal handler raises (Ctrl-C).
-
-        With `max_norm` the gradients of all groups are clipped by their common norm, as
-        `clip_grad_norm_` does, but without being written: one pass reads them for the norm, and
-        the update applies the factor. `optimizer.grad_norm` is then the norm before clipping.
-
-        Args:
-            closure: a function that computes the gradients anew and returns the loss; called once,
-                before the update. Default: None, the gradients are there already.
-            max_norm: the norm that the gradients may have at most, at least 0. Default: None, no
-                clipping.
-
-        Returns:
-            The closure's loss, or without a closure the optimizer itself, so that
-            `opt.step().clear_grad()` works.
-
-        Raises:
-            TypeError, ValueError: `max_norm` or a number in a group is impossible; a parameter, a
-                gradient or a state buffer does not fit the others any more, cannot be written, or
-                shares memory with what the step writes. Nothing has been written.
-        """
-        return self._step(closure, max_norm)
-
-    def scaled_step(self, inverse_scale: float, *, max_norm: float | None = None) -> Any:
-        """Update with gradients multiplied by `inverse_scale`, unless one of them is inf or NaN.
-
-        This is what a loss scaler calls (`genesis.amp.GradScaler.step`). One pass reads the
-        gradients, for the check and the norm; the update multiplies them; they are not written.
-
-        Args:
-            inverse_scale: 1 / the scale of the loss.
-            max_norm: the norm that unscaled gradients may have at most. Default: None, any.
-
-        Returns:
-            The optimizer itself; None if the step was left out. `step_skipped` then says so, and
-            nothing has changed: no parameter, no state, no step count.
-        """
-        if not hooks.concern(self):
-            self._step(None, max_norm, inverse_scale)
-        elif norm_and_finite(self._gradients(), inverse_scale)[1]:
-
-            def step(_: Optimizer, *, max_norm: float | None = None) -> Any:
-                return self._step(None, max_norm, inverse_scale)
-
-            hooks.call(step, (self,), {} if max_norm is None else {"max_norm": max_norm})
-        else:
-            self.step_skipped = True
-        return None if self.step_skipped else self
-
-    def _step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        max_norm: float | None = None,
-        inverse_scale: float | None = None,
-    ) -> Any:
-        """The step without hooks.
-
-        With `inverse_scale` the gradients are multiplied by it first, and if any of them is inf or
-        NaN nothing at all is done, which `step_skipped` then says.
-        """
-        self.step_skipped = False
-        if max_norm is not None:
-            max_norm = check_max_norm(max_norm)
-        loss = None if closure is None else closure()
-        # All that can fail comes first: a bad number in the last group leaves the first untouched.
-        step = self._planned()
-        for plan in step.plans:
-            settings = plan.settings  # what was checked, whoever edits the group meanwhile
-            scale = -1.0 if settings["maximize"] else 1.0
-            for bucket in plan.buckets:
-                before, after = bucket.numbers, bucket.after
-                after.update(self._next(settings, before))
-                hyper = self._scalars_between(settings, before, after, bucket.first)
-                bucket.launch.set_scalars(scale, hyper, after["step"])
-        if max_norm is not None or inverse_scale is not None:
-            launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
-            self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
-            if inverse_scale is not None and not finite:
-                for plan in step.plans:
-                    plan.release()
-                self.step_skipped, self._plans = True, [step]
-                return self if closure is None else loss
-        for plan in step.indirect:
-            plan.gather()
-        # Here it happens, as one instruction of the interpreter.
-        commit(step.actions())
-        self._step_count += 1
-        for plan in step.indirect:
-            plan.release()
-        self._plans.append(step)
-        return self if closure is None else loss
-
-    def _planned(self) -> StepPlan:
-        """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
-        kept = None
-        try:
-            kept = self._plans.pop()
-            if kept.fits(self.param_groups, self._state):
-                return kept
-        except IndexError:  # the first step, or one that another thread is in the middle of
-            pass
-        if kept is not None:
-            self._plans.clear()
-            for plan in kept.plans:
-                plan.release()
-        attempts = ATTEMPTS
-        while True:
-            plans: list[Plan] = []
-            first = 0
-            for i, group in enumerate(self.param_groups):
-                plans.append(self._plan(i, group, first, kept))
-                first += len(plans[-1].parameters)
-            if kept is not None and plans == kept.plans:
-                return kept
-            try:
-                return StepPlan(plans, kept)
-            except ChangedMeanwhileError:
-                kept = None
-                attempts -= 1
-                if not attempts:
-                    raise
-
-    def _plan(self, i: int, group: dict[str, Any], first: int, kept: StepPlan | None) -> Plan:
-        """The plan of group `i`, the kept one if it still fits.
-
-        `first` is the number of its first parameter among all of them.
-        """
-        plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
-        if plan is not None and plan.first != first:
-            plan = None
-        settings = None if plan is None else plan.settings
-        if settings is None or not checks.same(settings, group):
-            self._check_group(i, group)
-            settings = checks.snapshot(group)
-            rule, types = self._rule(settings), precision.of(settings)
-            if plan is not None and (plan.sparse or (rule, types) != (plan.rule, plan.types)):
-                plan = None
-        parameters = group["params"]
-        if type(parameters) is not list:
-            parameters = list(parameters)
-        if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
-            plan = self._new_plan(settings, parameters, first)
-        plan.settings, plan.check_lr = settings, self._check_lr
-        return plan
-
-    def _new_plan(self, group: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
-        try:
-            gradients = [parameter._grad_view for parameter in parameters]
-        except AttributeError:
-            checks.members(parameters)  # says what is no parameter
-            raise
-        for parameter, gradient in zip(parameters, gradients):
-            if gradient is not None:
-                self._check_gradient(group, parameter)
-        initial = self._initial(group)
-        scalars = self._scalars_between(group, initial, self._next(group, initial), True)
-        types = precision.of(group)
-        # Random bits follow from the number of the update, so that one must be kept.
-        kept = self._numbers or (("step",) if types.stochastic_rounding else ())
-        return Plan(
-            parameters,
-            gradients,
-            self._rule(group),
-            self._state,
-            initial,
-            kept,
-            len(scalars),
-            self._stream,
-            types,
-            first,
-        )
-
-    def _check_group(self, i: int, group: dict[str, Any]) -> None:
-        """Raise TypeError or ValueError if a group cannot be stepped with."""
-        try:
-            self._check_all(group)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (in param group {i})") from None
-
-    @property
-    def grad_norm(self) -> float | None:
-        """The norm of all gradients at the last `step(max_norm=...)`, before clipping, else None.
-
-        On a GPU, where `step` itself waits for nothing, asking for it waits for the step.
-        """
-        if callable(self._grad_norm):
-            self._grad_norm = self._grad_norm()
-        return self._grad_norm
-
     # ---- devices ----
-
-    @property
-    def stream(self) -> Any:
-        """The CUDA stream on which steps are put, a `numba.cuda` stream; None: the default one."""
-        return self._stream
-
-    @stream.setter
-    def stream(self, stream: Any) -> None:
-        self._stream = stream
-        self._plans = []
 
     def to(self, device: str) -> Optimizer:
         """Move the parameters, which stay the same objects, with gradients and state to a device.
@@ -388,7 +158,6 @@ class Optimizer:
         state = State(self._state_on(lambda parameter: device))
         become = [action for p, other in moved.items() for action in p.becoming(other)]
         commit([*become, partial(setattr, self, "_state", state)])
-        self._plans = []
         return self
 
     def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
@@ -417,36 +186,19 @@ class Optimizer:
             # The slot itself, without the way through the property: a third of the time.
             deque(map(_set_gradient, self._parameters(), repeat(None)), maxlen=0)
             return
-        kept = None
-        with suppress(IndexError):
-            kept = self._plans.pop()
-        for i, group in enumerate(self.param_groups):
-            if kept is not None and self._zeroed(i, group["params"], kept):
-                continue
-            for parameter in group["params"]:
-                if isinstance(parameter.grad, SparseGrad):
-                    parameter.grad = parameter.grad.emptied()
-                elif parameter.grad is not None:
-                    gradient = parameter.grad
-                    zeroed = buffers.zeroed(gradient)
-                    if zeroed is not gradient:
-                        parameter.grad = zeroed
-        if kept is not None:
-            self._plans.append(kept)
+        for group in self.param_groups:
+            self._fill_gradients(group["params"])
 
-    def _zeroed(self, i: int, parameters: list[Parameter], kept: StepPlan) -> bool:
-        """Fill the gradients of a group with zeros in one pass, if the last step's plan fits them."""
-        if i >= len(kept.plans) or type(parameters) is not list:
-            return False
-        plan = kept.plans[i]
-        try:
-            zeroing = plan.zeroing() if kept.still_fits(plan, parameters, self._state) else None
-        except ValueError:  # a gradient that no step would take can be zeroed all the same
-            zeroing = None
-        if zeroing is not None:
-            commit(zeroing)
-        plan.release()
-        return zeroing is not None
+    def _fill_gradients(self, parameters: Iterable[Parameter]) -> None:
+        """Fill gradients with zeros, one by one."""
+        for parameter in parameters:
+            gradient = parameter.grad
+            if isinstance(gradient, SparseGrad):
+                parameter.grad = gradient.emptied()
+            elif gradient is not None:
+                zeroed = buffers.zeroed(gradient)
+                if zeroed is not gradient:
+                    parameter.grad = zeroed
 
     def clear_grad(self) -> None:
         """Set the gradients of all parameters to None: `zero_grad(set_to_none=True)`."""
@@ -466,7 +218,7 @@ class Optimizer:
         """
         group = self._new_group(param_group, self.param_groups)
         everyone = [other["params"] for other in self.param_groups]
-        checks.parameters([*everyone, group["params"]])
+        param_groups.distinct([*everyone, group["params"]])
         self.param_groups.append(group)
 
     def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -475,7 +227,7 @@ class Optimizer:
             raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
         if "params" not in param_group:
             raise ValueError(f"param_group must have 'params', but has {sorted(param_group)}")
-        parameters, names = checks.members(param_group["params"])
+        parameters, names = param_groups.members(param_group["params"])
         group = {**self.defaults, **param_group, "params": parameters}
         if names is not None:
             group["param_names"] = names
@@ -484,7 +236,7 @@ class Optimizer:
                 "all optimizer param groups should be with/without names. cannot add param "
                 f"group {'without' if names is None else 'with'} names to the optimizer"
             )
-        self._check_all(group)
+        self._check_group(group)
         return group
 
     def _gradients(self) -> list[Any]:
@@ -573,9 +325,7 @@ class Optimizer:
         groups = []
         owner: dict[Any, Parameter] = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
-            optional = {
-                name: group[name] for name in precision.Options.__annotations__ if name in group
-            }
+            optional = {name: group[name] for name in self._options if name in group}
             missing = {"params", *self.defaults} - optional.keys() - saved.keys()
             if missing:
                 raise ValueError(
@@ -592,7 +342,7 @@ class Optimizer:
             loaded = {**optional, **saved, "params": group["params"]}
             if "param_names" in group:
                 loaded.setdefault("param_names", group["param_names"])
-            self._check_all(loaded)
+            self._check_group(loaded)
             groups.append(loaded)
         return groups, owner
 
@@ -724,14 +474,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
-        return {
-            **self.__dict__,
-            "_state": state,
-            "_grad_norm": self.grad_norm,
-            "_stream": None,
-            "_plans": [],
-            "_hooks": None,
-        }
+        return {**self.__dict__, "_state": state, "_hooks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

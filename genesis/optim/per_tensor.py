@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +10,13 @@ import numpy as np
 from .. import buffers
 from ..commit import assign, prepared
 from ..kernels import reductions
-from ..nn.utils.clip_grad import check_max_norm, norm_and_finite
+from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
-from . import checks, precision
-from .optimizer import Optimizer
+from . import arrays, param_groups
+from .gradient_optimizer import GradientOptimizer
 
 
-class PerTensor(Optimizer):
+class PerTensor(GradientOptimizer):
     """Base of optimizers that work tensor by tensor, in NumPy, where others see one element.
 
     A subclass names a parameter's state buffers (`_names`) and their shapes (`_state_shape`), which
@@ -52,10 +51,6 @@ class PerTensor(Optimizer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define _update")
 
-    def _check_all(self, group: dict[str, Any]) -> None:
-        refuse_options(self, group)
-        super()._check_all(group)
-
     def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
         super()._check_gradient(group, parameter)
         if parameter.device != "cpu":
@@ -64,19 +59,9 @@ class PerTensor(Optimizer):
                 'move them with optimizer.to("cpu")'
             )
 
-    def _step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        max_norm: float | None = None,
-        inverse_scale: float | None = None,
-    ) -> Any:
-        self.step_skipped = False
-        if max_norm is not None:
-            max_norm = check_max_norm(max_norm)
-        loss = None if closure is None else closure()
-        result = self if closure is None else loss
-        for group in self.param_groups:
-            self._check_all(group)
+    def _apply(self, max_norm: float | None, inverse_scale: float | None) -> None:
+        for number, group in enumerate(self.param_groups):
+            self._check_group(group, number)
         work = self._work()
         factor = 1.0
         if max_norm is not None or inverse_scale is not None:
@@ -85,7 +70,7 @@ class PerTensor(Optimizer):
             self._grad_norm = norm
             if inverse_scale is not None and not finite:
                 self.step_skipped = True
-                return result
+                return
             if max_norm is not None:
                 factor *= reductions.clip_factor(max_norm, norm)
         writes: list[partial] = []
@@ -102,32 +87,31 @@ class PerTensor(Optimizer):
                 partial(setattr, self, "_step_count", self._step_count + 1),
             ]
         )()
-        return result
 
     def _work(self) -> list[_Work]:
         """What there is to do for the parameters that have gradients, every array verified."""
         work: list[_Work] = []
-        written: list[checks.Used] = []
-        others: list[checks.Used] = []
+        written: list[arrays.Used] = []
+        others: list[arrays.Used] = []
         members = [(group, p) for group in self.param_groups for p in group["params"]]
         for number, (group, parameter) in enumerate(members):
-            title, shape = checks.label(number, parameter), parameter.shape
+            title, shape = param_groups.label(number, parameter), parameter.shape
             gradient = parameter._grad_view
             if gradient is not None:
                 self._check_gradient(group, parameter)
-                others.append(checks.Used(f"the gradient of {title}", gradient, shape))
+                others.append(arrays.Used(f"the gradient of {title}", gradient, shape))
             # A parameter without gradient stays as it is, as does its state: nothing may lie there.
             used = others if gradient is None else written
-            used.append(checks.Used(title, parameter._view, shape, parameter.device))
+            used.append(arrays.Used(title, parameter._view, shape, parameter.device))
             state = dict(self.state.get(parameter) or {})
             for name in self._names(parameter):
                 if name in state:
                     what = f"state {name!r} of {title}"
                     expected = self._state_shape(name, parameter)
-                    used.append(checks.Used(what, state[name], expected, parameter.device))
+                    used.append(arrays.Used(what, state[name], expected, parameter.device))
             if gradient is not None:
                 work.append(_Work(group, parameter, gradient, state))
-        checks.arrays(written, others)
+        arrays.usable(written, others)
         for each in work:
             self._complete(each.parameter, each.state)
         return work
@@ -163,13 +147,6 @@ class _Work(NamedTuple):
     parameter: Parameter
     gradient: np.ndarray
     state: dict[str, Any]
-
-
-def refuse_options(optimizer: Optimizer, group: dict[str, Any]) -> None:
-    """Raise TypeError if a group sets one of `precision.Options`, which rules alone follow."""
-    for name in precision.Options.__annotations__:
-        if group.get(name):
-            raise TypeError(f"{type(optimizer).__name__} does not support {name}")
 
 
 def arithmetic(dtype: np.dtype) -> np.dtype:

@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import buffers, kernels
+from .. import buffers, checks, kernels
+from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import checks
-from .precision import Precision
+from . import arrays, param_groups, precision
 from .state import State
-
-Rule = tuple[Callable, tuple[str, ...]]
-"""A rule and the names of its state buffers, in the order in which the rule takes them."""
 
 
 @lru_cache(maxsize=None)
@@ -74,19 +71,15 @@ class Plan:
     Args:
         parameters: the group's parameters.
         gradients: the view of the gradient of each, or None.
-        rule: the group's rule.
+        recipe: what an update is made of.
+        settings: the group, checked.
         state: the optimizer's state.
-        initial: what the state of a parameter begins with: numbers, and values that fill buffers
-            where that is not 0.
-        kept: which of these are numbers and shown in the state.
-        scalars: how many scalars the rule takes.
+        numbers: the names of the numbers that state shows.
         stream: on a GPU the stream to work on, or None.
-        types: in which data types to keep state.
         first: the number of the first parameter among all of the optimizer's.
+        check_lr: raises unless the learning rate of a group like it is valid.
 
     Attributes:
-        settings: the group when it was last checked.
-        check_lr: raises unless the learning rate of a group like it is valid.
         arrays: what an update writes, and `whose` parameter and which of its buffers each of them is.
 
     Raises:
@@ -97,18 +90,17 @@ class Plan:
         self,
         parameters: list[Parameter],
         gradients: list[Any],
-        rule: Rule,
+        recipe: Recipe,
+        settings: dict[str, Any],
         state: State,
-        initial: dict[str, Any],
-        kept: tuple[str, ...],
-        scalars: int,
+        numbers: tuple[str, ...],
         stream: Any,
-        types: Precision,
         first: int,
+        check_lr: Callable[[dict[str, Any]], None],
     ):
-        self.rule, self.types, self.first = rule, types, first
-        self.settings: dict[str, Any] = {}
-        self.check_lr: Callable[[dict[str, Any]], None] = checks.lr
+        self.recipe, self.settings, self.first, self.check_lr = recipe, settings, first, check_lr
+        self.written = recipe.written_for(settings)
+        self.types = precision.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
         self.buckets: list[Bucket] = []
         self.created: dict[Parameter, dict[str, Any]] = {}
@@ -116,7 +108,9 @@ class Plan:
         self.arrays: list[np.ndarray] = []
         self.whose: list[tuple[str, str]] = []
         self.state, self.edits = state, state.edits
-        self.count, self._initial, self._kept = state._edits, initial, kept
+        self.count, self._initial = state._edits, recipe.initial(settings)
+        # Random bits follow from the number of the update, so that one must be kept.
+        self._kept = numbers or (("step",) if self.types.stochastic_rounding else ())
         self.views = [p._view for p in parameters]
         self._workings = [p._working for p in parameters]
         self._outdated: list[Any] = []
@@ -125,17 +119,17 @@ class Plan:
         for key, rows in self._sorted().items():
             columns = list(zip(*(self._tensors[row] for row in rows)))
             launch = kernels.prepare(
-                rule[0],
+                self.written.rule,
                 columns,
-                scalars,
+                self.written.count,
                 stream,
                 copy=key[0],
-                keys=[first + row for row in rows] if types.stochastic_rounding else None,
+                keys=[first + row for row in rows] if self.types.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()
             bucket = Bucket(rows, self._numbers[rows[0]], key[1], launch)
             self.buckets.append(bucket)
-            if kept:
+            if self._kept:
                 self.numbers.update((self.parameters[row], bucket.numbers) for row in rows)
         self.writable_gradients = all(
             gradient is None or gradient.flags.writeable for gradient in gradients
@@ -164,19 +158,19 @@ class Plan:
             if gradient is None:
                 continue
             parameter, view = self.parameters[row], self.views[row]
-            what = checks.label(self.first + row, parameter)
-            checks.array(view, what)
-            checks.gradient(gradient, view, what)
+            what = param_groups.label(self.first + row, parameter)
+            arrays.writable(buffers.check(view, what), what)
+            arrays.gradient(gradient, view, what)
             entries, numbers, begins = self._entries(parameter, view, what)
             named = {"": view}
-            for name in self.rule[1]:
-                named[name] = checks.buffer(entries[name], name, what, view)
+            for name in self.written.states:
+                named[name] = arrays.buffer(entries[name], name, what, view)
             copy: kernels.Copy = None
             working = self._workings[row]
             if "master" in entries:  # the rule updates the master; the parameter is a copy of it
                 copy = "master"
                 del named[""]
-                master = checks.buffer(entries["master"], "master", what, view)
+                master = arrays.buffer(entries["master"], "master", what, view)
                 named = {"master": master, **named, "": view}
             elif working is not None and working.of is view:
                 # One copy is brought up to date in the same pass, others when somebody looks.
@@ -200,7 +194,7 @@ class Plan:
     ) -> tuple[dict[str, Any], dict[str, Any], bool]:
         """The parameter's state, completed if need be, the numbers in it, and if a buffer is new."""
         entries = dict(self.state.get(parameter) or {})
-        missing = [name for name in (*self._kept, *self.rule[1]) if name not in entries]
+        missing = [name for name in (*self._kept, *self.written.states) if name not in entries]
         if self.types.master_weights and view.itemsize == 2 and "master" not in entries:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
             entries["master"] = buffers.copy_beside(wide, view)
@@ -216,7 +210,7 @@ class Plan:
                 entries[name] = buffers.full(value, like, self.types.state_dtype)
         if missing:
             self.created[parameter] = entries
-        numbers = {name: checks.state_number(entries[name], name, what) for name in self._kept}
+        numbers = {name: arrays.state_number(entries[name], name, what) for name in self._kept}
         return entries, numbers or {"step": 0}, begins
 
     def has_settings_of(self, group: dict[str, Any]) -> bool:
@@ -235,6 +229,20 @@ class Plan:
             return False
         self.settings["lr"] = checks.plain(rate)
         return True
+
+    def set_scalars(self) -> None:
+        """Compute the numbers of the next update of each bucket, and hand them to its kernel."""
+        settings = self.settings  # what was checked, whoever edits the group meanwhile
+        recipe, scalars = self.recipe, self.written.scalars
+        scale = -1.0 if settings["maximize"] else 1.0
+        for bucket in self.buckets:
+            before, after = bucket.numbers, bucket.after
+            step = after["step"] = before["step"] + 1
+            named = None
+            if recipe.has_numbers:
+                named = recipe.named(settings, before, step)
+                after.update(recipe.next_carried(named))
+            bucket.launch.set_scalars(scale, scalars(settings, step, named, bucket.first), step)
 
     @property
     def bounds(self) -> np.ndarray:
@@ -312,12 +320,12 @@ class StepPlan:
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]
         if before is None or not _same(self._views, before._views):
-            checks.parameters([plan.parameters for plan in plans])
+            param_groups.distinct([plan.parameters for plan in plans])
         self._arrays = [array for plan in plans for array in plan.arrays]
         self._whose = [whose for plan in plans for whose in plan.whose]
         regions = kernels.regions([plan.bounds for plan in plans])
         if regions.met:
-            checks.apart(self._arrays, self._whose)
+            arrays.apart(self._arrays, self._whose)
         for plan in plans:
             plan.release()
             plan.guard(regions)
@@ -358,7 +366,7 @@ class StepPlan:
         if found == kernels.MAY_OVERLAP:
             plan.release()
             gradients = [parameter._grad_view for parameter in parameters]
-            checks.outside(gradients, plan.parameters, plan.first, self._arrays, self._whose)
+            arrays.outside(gradients, plan.parameters, plan.first, self._arrays, self._whose)
             found = plan.look_unguarded(id(parameters))
         if found == kernels.CHANGED:
             plan.release()

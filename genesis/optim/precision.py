@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from .. import buffers
-from . import checks
+from .. import buffers, hyper
 
 STATE_TYPES = {name: dtype for dtype, name in buffers.FLOAT_TYPES.items()}
 
@@ -33,6 +31,14 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bool
 
 
+HYPERS = {
+    "master_weights": hyper.flag(False),
+    "state_dtype": hyper.word(tuple(STATE_TYPES)),
+    "stochastic_rounding": hyper.flag(False),
+}
+"""The declarations of these options."""
+
+
 class Precision(NamedTuple):
     """A group's options, all of them."""
 
@@ -49,19 +55,3 @@ def of(group: dict[str, Any]) -> Precision:
         None if name is None else STATE_TYPES[name],
         group.get("stochastic_rounding", False),
     )
-
-
-def check(group: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError if the group's options are impossible."""
-    checks.flags(group, *group.keys() & {"master_weights", "stochastic_rounding"})
-    if "state_dtype" in group:
-        checks.choice(group, "state_dtype", tuple(STATE_TYPES))
-
-
-def check_names(optimizer: Any, options: Mapping[str, Any]) -> None:
-    """Raise TypeError for keyword arguments that nobody takes."""
-    for name in options:
-        if name not in Options.__annotations__:
-            raise TypeError(
-                f"{type(optimizer).__name__}.__init__() got an unexpected keyword argument {name!r}"
-            )

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import math
 
-from ..kernels import rules
-from . import checks
-from .optimizer import Optimizer
-from .plan import Rule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .precision import Options
+from .pieces import DECOUPLES, L2, average, average_of_squares
+from .rule import rule
 
 
-class RAdam(Optimizer):
+def _numbers(step, *, lr, betas):
+    """The step size, and whether the denominator can be trusted yet."""
+    beta1, beta2 = betas
+    correction = 1 - beta2**step
+    step_size = lr / (1 - beta1**step)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / correction
+    trusted = length > 5
+    if trusted:
+        now, finally_ = ((n - 4) * (n - 2) / n for n in (length, longest))
+        step_size *= correction**0.5 * (now / finally_) ** 0.5
+    return {"step_size": step_size, "trusted": trusted}
+
+
+@rule(numbers=_numbers)
+def RAdam(
+    param,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    *,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=L2,
+    decoupled_weight_decay=DECOUPLES,
+    step_size,
+    trusted,
+):
     r"""RAdam: Adam that goes without its denominator until that can be trusted.
 
     With gradient :math:`g`, parameter :math:`\theta`, learning rate :math:`\gamma`, weight decay
@@ -36,21 +56,6 @@ class RAdam(Optimizer):
 
     With the default betas the first five updates are those of momentum without a denominator.
 
-    Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts.
-        lr: learning rate, at least 0. Default: 1e-3.
-        betas: decay rates of the two averages, each in [0, 1). Default: (0.9, 0.999).
-        eps: added to the denominator, at least 0. Default: 1e-8.
-        weight_decay: L2 penalty, added to the gradient, at least 0. Default: 0.
-        decoupled_weight_decay: let weight decay shrink the parameter by `lr * weight_decay` of
-            itself instead, as in AdamW. Default: False.
-        maximize: go up the gradient instead of down. Default: False.
-        options: how state is kept and rounded: `master_weights`, `state_dtype` and
-            `stochastic_rounding`, see `genesis.optim.precision.Options`.
-
-    Raises:
-        TypeError, ValueError: a hyper-parameter or `params` that is not as above.
-
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`).
 
     Example:
@@ -69,55 +74,11 @@ class RAdam(Optimizer):
         beyond. ICLR 2020, https://arxiv.org/abs/1908.03265. Loshchilov, Hutter: Decoupled weight
         decay regularization. ICLR 2019, https://arxiv.org/abs/1711.05101 (decoupled_weight_decay)
     """
-
-    _always = ("exp_avg", "exp_avg_sq")
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        checks.common(group)
-        checks.eps(group)
-        checks.betas(group)
-        checks.flags(group, "decoupled_weight_decay", "maximize")
-
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        decoupled = group["decoupled_weight_decay"]
-        return rules.radam_decoupled if decoupled else rules.radam, ("exp_avg", "exp_avg_sq")
-
-    def _scalars(self, group: dict[str, Any], numbers: dict[str, Any]) -> tuple[float, ...]:
-        lr, decay, step = group["lr"], group["weight_decay"], numbers["step"]
-        beta1, beta2 = group["betas"]
-        correction2 = 1 - beta2**step
-        step_size, fixed = lr / (1 - beta1**step), 1.0  # the denominator is 1 ...
-        longest = 2 / (1 - beta2) - 1
-        length = longest - 2 * step * beta2**step / correction2
-        if length > 5:
-            step_size *= correction2**0.5 * _rectification(length, longest)
-            fixed = 0.0  # ... or, from here on, none that is fixed
-        decay = 1 - lr * decay if group["decoupled_weight_decay"] else decay
-        return step_size, decay, beta1, 1 - beta1, beta2, 1 - beta2, fixed, group["eps"]
-
-
-def _rectification(length: float, longest: float) -> float:
-    now, finally_ = ((n - 4) * (n - 2) / n for n in (length, longest))
-    return (now / finally_) ** 0.5
+    if decoupled_weight_decay:
+        param = param * (1 - lr * weight_decay)
+    else:
+        grad = grad + weight_decay * param
+    exp_avg = average(exp_avg, grad, betas[0])
+    exp_avg_sq = average_of_squares(exp_avg_sq, grad, betas[1])
+    denom = math.sqrt(exp_avg_sq) + eps if trusted else 1
+    return param - step_size * exp_avg / denom, exp_avg, exp_avg_sq

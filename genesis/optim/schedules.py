@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec
 
-from . import arguments
+from .. import checks
 
 __all__ = [
     "Schedule",
@@ -154,16 +154,16 @@ def _schedule(**checks: Callable[[str, Any], Any]) -> Callable:
     return decorate
 
 
-NUMBER = arguments.number
-PART = partial(arguments.number, interval="[0, 1]")
-COUNT = partial(arguments.integer, minimum=1)
-COUNT_OR_0 = partial(arguments.integer, minimum=0)
-ANNEALING = partial(arguments.choice, choices=("cos", "linear"))
-MODE = partial(arguments.choice, choices=("triangular", "triangular2", "exp_range"))
+NUMBER = checks.number
+PART = partial(checks.number, interval="[0, 1]")
+COUNT = partial(checks.integer, minimum=1)
+COUNT_OR_0 = partial(checks.integer, minimum=0)
+ANNEALING = partial(checks.choice, choices=("cos", "linear"))
+MODE = partial(checks.choice, choices=("triangular", "triangular2", "exp_range"))
 
 
-def POSITIVE(name: str, value: Any) -> float:  # noqa: N802  (one of the checks above)
-    return arguments.number(name, value, "(0, inf)")
+def POSITIVE(name: str, value: Any) -> float:
+    return checks.number(name, value, "(0, inf)")
 
 
 def _number_or_schedule(name: str, value: Any) -> Any:
@@ -193,7 +193,7 @@ def constant(t: float, factor: float = 1.0 / 3, total_iters: int = 5) -> float:
 
 
 @_schedule(
-    start_factor=partial(arguments.number, interval="(0, 1]"), end_factor=PART, total_iters=COUNT
+    start_factor=partial(checks.number, interval="(0, 1]"), end_factor=PART, total_iters=COUNT
 )
 def linear(
     t: float, start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5
@@ -241,7 +241,7 @@ def step(t: float, step_size: int, gamma: float = 0.1) -> float:
     return gamma ** (t // step_size)
 
 
-@_schedule(milestones=arguments.milestones, gamma=NUMBER)
+@_schedule(milestones=checks.milestones, gamma=NUMBER)
 def multistep(t: float, milestones: Iterable[int], gamma: float = 0.1) -> float:
     """`gamma^n` where n milestones are at most t.
 

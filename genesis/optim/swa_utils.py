@@ -10,7 +10,7 @@ from .. import buffers, kernels
 from ..commit import commit
 from ..kernels import rules
 from ..parameter import Parameter
-from . import checks
+from . import arrays, param_groups
 from .lr_scheduler import SWALR
 from .plan import parameter_slots
 
@@ -94,8 +94,8 @@ class AveragedParameters:
     """
 
     def __init__(self, params: Iterable, weight_fn: Callable[[int], float] | None = None):
-        [group] = checks.groups(params)
-        self._params, self.names = checks.members(group["params"])
+        [group] = param_groups.groups(params)
+        self._params, self.names = param_groups.members(group["params"])
         self.averages = [
             Parameter(
                 buffers.copy_beside(buffers.host_copy(buffers.given(p._view)), p._view), name=p.name
@@ -187,9 +187,9 @@ class _Plan:
         whose = []
         members: dict[tuple, list[tuple]] = {}
         for i, (parameter, average) in enumerate(zip(params, averages)):
-            what = checks.label(i, parameter)
+            what = param_groups.label(i, parameter)
             view = buffers.check(parameter._view, f"the array of {what}")
-            mean = checks.buffer(buffers.given(average._view), "average", what, view)
+            mean = arrays.buffer(buffers.given(average._view), "average", what, view)
             whose.append((what, "average"))
             kinds = buffers.layout(view)[:2], buffers.layout(mean)[:2]
             members.setdefault(kinds, []).append((view, mean))
@@ -207,7 +207,7 @@ class _Plan:
             views,
         )
         if kernels.regions([self._watch.bounds]).met:
-            checks.apart(views, [(what, "") for what, _ in whose] + whose)
+            arrays.apart(views, [(what, "") for what, _ in whose] + whose)
 
     def fits(self, params: list[Parameter], averages: list[Parameter], first: bool) -> bool:
         """Whether everything is as it was."""

@@ -8,22 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import buffers, kernels
+from ... import buffers, checks, kernels
 from ...commit import commit
 from ...kernels import overlaps, reductions, transforms
 from ...parameter import Parameter
 from ...sparse import SparseGrad
-
-
-def check_max_norm(max_norm: Any) -> float:
-    """`max_norm` as a float; TypeError or ValueError unless it is a number of at least 0."""
-    if isinstance(max_norm, bool) or not isinstance(
-        max_norm, (int, float, np.floating, np.integer)
-    ):
-        raise TypeError(f"max_norm must be a number, but got {type(max_norm).__name__}")
-    if not max_norm >= 0:
-        raise ValueError(f"max_norm must be at least 0, but got {max_norm}")
-    return float(max_norm)
 
 
 def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:
@@ -96,7 +85,7 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -
         >>> p.grad.round(3)
         array([0.6, 0.8])
     """
-    max_norm = check_max_norm(max_norm)
+    max_norm = checks.max_norm(max_norm)
     scale_gradients(parameters, reductions.clip_factor(max_norm, float(total_norm)))
 
 
@@ -136,7 +125,7 @@ def clip_grad_norm_(
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks. ICML 2013,
         https://arxiv.org/abs/1211.5063
     """
-    max_norm = check_max_norm(max_norm)
+    max_norm = checks.max_norm(max_norm)
     parameters = _listed(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     total = get_total_norm(gradients, norm_type, error_if_nonfinite)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from ..arguments import choice, integer, number
+from ...checks import choice, integer, number
 from ..optimizer import Optimizer
 from ..schedules import half_cosine, restarts
 from .base import LRScheduler, documented, is_optimizer

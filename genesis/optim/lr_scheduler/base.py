@@ -10,7 +10,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
-from ..arguments import integer, number
+from ...checks import integer, number
 from ..optimizer import Optimizer
 
 EPOCH_DEPRECATION_WARNING = (

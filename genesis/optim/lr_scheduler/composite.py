@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-from .. import arguments
+from ... import checks
 from ..optimizer import Optimizer
 from .base import LRScheduler, is_optimizer
 from .plateau import ReduceLROnPlateau
@@ -203,13 +203,13 @@ class SequentialLR(CompositeLR):
         last_epoch: int = -1,
     ):
         self._hold(is_optimizer(optimizer), schedulers)
-        self._milestones = list(arguments.milestones("milestones", milestones))
+        self._milestones = list(checks.milestones("milestones", milestones))
         if len(self._milestones) != len(self._schedulers) - 1:
             raise ValueError(
                 "milestones must be one less than schedulers, but got "
                 f"{len(self._milestones)} milestones and {len(self._schedulers)} schedulers"
             )
-        self.last_epoch = arguments.integer("last_epoch", last_epoch, -1) + 1
+        self.last_epoch = checks.integer("last_epoch", last_epoch, -1) + 1
         # Each scheduler took its step 0 when it was constructed. Undo them all, then let only the
         # first one take it.
         self._reset_lrs()

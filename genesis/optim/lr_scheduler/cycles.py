@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from ..arguments import choice, function, integer, number
+from ...checks import choice, function, integer, number
 from ..optimizer import Optimizer
 from ..schedules import anneal, cycle_scale, triangle
 from .base import NOISE, LRScheduler, documented, is_optimizer

@@ -7,7 +7,8 @@ from copy import deepcopy
 from types import FunctionType, MethodType
 from typing import Any, ClassVar
 
-from .. import arguments, schedules
+from ... import checks
+from .. import schedules
 from ..optimizer import Optimizer
 from ..schedules import Schedule
 from .base import LRScheduler, documented, is_optimizer
@@ -57,7 +58,7 @@ class FunctionLR(LRScheduler):
         last_epoch: int = -1,
     ):
         self.optimizer = is_optimizer(optimizer)
-        self.lr_lambdas = self._one_per_group("lr_lambda", lr_lambda, arguments.function)
+        self.lr_lambdas = self._one_per_group("lr_lambda", lr_lambda, checks.function)
         super().__init__(optimizer, last_epoch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
-from ..arguments import choice, integer, number
+from ...checks import choice, integer, number
 from ..optimizer import Optimizer
 from .base import EPOCH_DEPRECATION_WARNING, LRScheduler, is_optimizer
 

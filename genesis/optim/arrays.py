@@ -1,0 +1,144 @@
+"""Whether the arrays of a step are what they have to be, each error with what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import buffers, checks
+from ..parameter import Parameter
+from ..sparse import RowsView
+from .param_groups import label
+
+
+class Used(NamedTuple):
+    """An array that a step uses, as it should be.
+
+    Attributes:
+        what: what messages call it.
+        array: the array, or whatever somebody put in its place.
+        shape: the shape that it must have.
+        device: where it must be.
+        mend: what to do if its shape is another.
+    """
+
+    what: str
+    array: Any
+    shape: tuple[int, ...]
+    device: str = "cpu"
+    mend: str = "give it that shape again, or put another array in its place"
+
+
+def fitting(used: Used) -> np.ndarray:
+    """The view of an array; TypeError or ValueError unless it is one of floats and fits its place."""
+    view = buffers.check(used.array, used.what)
+    if view.shape != used.shape:
+        raise ValueError(
+            f"{used.what} has shape {view.shape}, but its place has shape {used.shape}: {used.mend}"
+        )
+    device = buffers.layout(view).device
+    if device != used.device:
+        raise ValueError(
+            f"{used.what} is on {device}, but its place is on {used.device}: move one of them, or all "
+            f"of an optimizer's arrays with optimizer.to({used.device!r})"
+        )
+    return view
+
+
+def writable(view: np.ndarray, what: str) -> np.ndarray:
+    """The view; ValueError unless every element of it can be written, and by itself."""
+    layout = buffers.layout(view)
+    if layout.order is None or not layout.writable:
+        buffers.check_writable(view, what)
+    return view
+
+
+def gradient(view: np.ndarray, parameter: np.ndarray, what: str) -> None:
+    """Raise unless a gradient fits its parameter, as they are now; both are views."""
+    if not isinstance(view, RowsView):
+        mend = "assign a gradient of that shape"
+        device = buffers.device_of(parameter)
+        fitting(Used(f"the gradient of {what}", view, parameter.shape, device, mend))
+    elif view.shape[1:] != parameter.shape[1:] or not view.largest < len(parameter):
+        raise ValueError(
+            f"the SparseGrad of {what} has values of shape {view.shape} and rows up to "
+            f"{view.largest}, but the parameter's array has shape {parameter.shape} now: assign "
+            "a gradient that fits"
+        )
+
+
+def buffer(value: Any, name: str, what: str, parameter: np.ndarray) -> np.ndarray:
+    """The view of a state buffer; raises unless it fits its parameter and can be written."""
+    what = f"state {name!r} of {what}"
+    mend = "delete the entry, which then begins anew, or put in an array of that shape"
+    used = Used(what, value, parameter.shape, buffers.device_of(parameter), mend)
+    return writable(fitting(used), what)
+
+
+def state_number(value: Any, name: str, what: str) -> Any:
+    """A number in a parameter's state; raises for what is none. "step" is a count."""
+    if not checks.is_number(value):
+        raise TypeError(f"state {name!r} of {what} must be a number, but is {value!r}")
+    if name == "step":
+        if not (value >= 0 and float(value).is_integer()):
+            raise ValueError(f"state 'step' of {what} must be a count of updates, but is {value!r}")
+        return int(value)
+    return float(value)
+
+
+def apart(arrays: list[np.ndarray], whose: list[tuple[str, str]]) -> None:
+    """Raise ValueError if two arrays that a step writes share memory.
+
+    `whose` has the parameter that each belongs to and the name of the state it is, if it is not the
+    parameter's own array.
+    """
+    pair = buffers.overlapping(arrays)
+    if pair:
+        first, second = (_described(*whose[i]) for i in pair)
+        raise ValueError(
+            f"{first} and {second} share memory, and a step would write both: give each an array of "
+            "its own"
+        )
+
+
+def outside(
+    gradients: list[Any],
+    parameters: list[Parameter],
+    first: int,
+    arrays: list[np.ndarray],
+    whose: list[tuple[str, str]],
+) -> None:
+    """Raise ValueError if a gradient shares memory with an array that a step writes.
+
+    `first` is the number of the first parameter among all of the optimizer's.
+    """
+    rows = [i for i, view in enumerate(gradients) if view is not None]
+    pair = buffers.overlapping(arrays, [gradients[i] for i in rows])
+    if pair:
+        i = rows[pair[1] - len(arrays)]
+        raise ValueError(
+            f"the gradient of {label(first + i, parameters[i])} shares memory with "
+            f"{_described(*whose[pair[0]])}, which the step changes: assign a copy of it"
+        )
+
+
+def _described(what: str, name: str) -> str:
+    return f"state {name!r} of {what}" if name else f"the array of {what}"
+
+
+def usable(written: list[Used], others: list[Used]) -> None:
+    """Raise TypeError or ValueError unless a step can use these arrays as they are now.
+
+    Args:
+        written: what the step changes: writable, and each in memory of its own.
+        others: what it reads, or must leave as it is: in memory that it does not change.
+    """
+    views = [writable(fitting(used), used.what) for used in written]
+    pair = buffers.overlapping(views, [fitting(used) for used in others])
+    if pair is None:
+        return
+    first, second = ((*written, *others)[i].what for i in pair)
+    if pair[1] < len(written):
+        raise ValueError(f"{first} and {second} share memory: give each an array of its own")
+    raise ValueError(f"{second} shares memory with {first}, which the step changes: assign a copy")

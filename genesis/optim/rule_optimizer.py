@@ -1,0 +1,316 @@
+"""Optimizers whose update of an element is a formula: how their steps are planned and launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import checks, kernels
+from ..commit import commit
+from ..formulas import OfSettings, Recipe
+from ..hyper import REQUIRED
+from ..parameter import Parameter
+from ..sparse import SparseGrad
+from . import param_groups, precision
+from .gradient_optimizer import GradientOptimizer
+from .plan import ChangedMeanwhileError, Plan, StepPlan
+
+ATTEMPTS = 10
+"""How often a step makes its plan if another thread changes what it is made for meanwhile."""
+
+
+class RuleOptimizer(GradientOptimizer):
+    """What `rule` and `chain` make classes of: an optimizer whose update is a formula.
+
+    The arguments, a formula's hyper-parameters in their order, are described by each class.
+
+    Attributes:
+        reference: the formula for NumPy scalars, see `genesis.rule`.
+    """
+
+    _recipe: ClassVar[Recipe]
+    _positional: ClassVar[tuple[str, ...]]
+    _options = precision.HYPERS
+    _check_settings: ClassVar[OfSettings | None] = None
+    _takes_sparse: ClassVar[OfSettings | bool] = False
+    _takes_dense: ClassVar[bool] = True
+
+    def __init__(self, params: Iterable, *args: Any, maximize: bool = False, **given: Any):
+        # The plan of the last step. A step takes it out, so that no other thread has it too, and puts
+        # it back when it is done: whatever ends the step before that, the next one makes its own.
+        self._plans: list[StepPlan] = []
+        self._stream: Any = None
+        defaults = self._bound(args, given)
+        super().__init__(params, {**defaults, "maximize": maximize, **given})
+
+    def _bound(self, args: tuple, given: dict[str, Any]) -> dict[str, Any]:
+        """The hyper-parameters, taken out of the constructor's arguments."""
+        title, declared = f"{type(self).__name__}.__init__()", self._recipe.hypers
+        if len(args) > len(self._positional):
+            raise TypeError(
+                f"{title} takes at most {len(self._positional)} arguments after params by position "
+                f"({', '.join(self._positional)}), but got {len(args)}"
+            )
+        found = dict(zip(self._positional, args))
+        twice = sorted(found.keys() & given.keys())
+        if twice:
+            raise TypeError(f"{title} got multiple values for argument {twice[0]!r}")
+        unknown = given.keys() - declared.keys() - self._options.keys()
+        if unknown:
+            raise TypeError(f"{title} got an unexpected keyword argument {min(unknown)!r}")
+        defaults = {
+            name: found[name] if name in found else given.pop(name, hyper.default)
+            for name, hyper in declared.items()
+        }
+        missing = [repr(name) for name, value in defaults.items() if value is REQUIRED]
+        if missing:
+            plural = "s" if len(missing) > 1 else ""
+            raise TypeError(
+                f"{title} missing {len(missing)} required argument{plural}: {', '.join(missing)}"
+            )
+        return defaults
+
+    def _check(self, group: dict[str, Any]) -> None:
+        if self._check_settings is not None:
+            self._check_settings(group)
+
+    def _check_lr(self, group: dict[str, Any]) -> None:
+        """As `_check_group`, where nothing but "lr" is new since then, as after a scheduler's step."""
+        declared = self._hypers.get("lr")
+        if declared is not None:
+            declared.check("lr", group["lr"])
+
+    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
+        is_sparse = isinstance(parameter.grad, SparseGrad)
+        if not is_sparse and not self._takes_dense:
+            raise TypeError(
+                f"{type(self).__name__} does not support dense gradients, please consider Adam "
+                "instead, or assign genesis.SparseGrad(indices, values)"
+            )
+        takes = self._takes_sparse
+        if is_sparse and not (takes(group) if isinstance(takes, OfSettings) else takes):
+            super()._check_gradient(group, parameter)
+
+    # ---- the step ----
+
+    def _apply(self, max_norm: float | None, inverse_scale: float | None) -> None:
+        # All that can fail comes first: a bad number in the last group leaves the first untouched.
+        step = self._planned()
+        for plan in step.plans:
+            plan.set_scalars()
+        if max_norm is not None or inverse_scale is not None:
+            launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
+            self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
+            if inverse_scale is not None and not finite:
+                for plan in step.plans:
+                    plan.release()
+                self.step_skipped, self._plans = True, [step]
+                return
+        for plan in step.indirect:
+            plan.gather()
+        # Here it happens, as one instruction of the interpreter.
+        commit(step.actions())
+        self._step_count += 1
+        for plan in step.indirect:
+            plan.release()
+        self._plans.append(step)
+
+    def _planned(self) -> StepPlan:
+        """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
+        kept = None
+        try:
+            kept = self._plans.pop()
+            if kept.fits(self.param_groups, self._state):
+                return kept
+        except IndexError:  # the first step, or one that another thread is in the middle of
+            pass
+        if kept is not None:
+            self._plans.clear()
+            for plan in kept.plans:
+                plan.release()
+        attempts = ATTEMPTS
+        while True:
+            plans: list[Plan] = []
+            first = 0
+            for i, group in enumerate(self.param_groups):
+                plans.append(self._plan(i, group, first, kept))
+                first += len(plans[-1].parameters)
+            if kept is not None and plans == kept.plans:
+                return kept
+            try:
+                return StepPlan(plans, kept)
+            except ChangedMeanwhileError:
+                kept = None
+                attempts -= 1
+                if not attempts:
+                    raise
+
+    def _plan(self, i: int, group: dict[str, Any], first: int, kept: StepPlan | None) -> Plan:
+        """The plan of group `i`, the kept one if it still fits.
+
+        `first` is the number of its first parameter among all of them.
+        """
+        plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
+        if plan is not None and plan.first != first:
+            plan = None
+        settings = None if plan is None else plan.settings
+        if settings is None or not _same(settings, group):
+            self._check_group(group, i)
+            settings = {n: v if n == "params" else checks.plain(v) for n, v in group.items()}
+            written = self._recipe.written_for(settings)
+            if plan is not None and (
+                plan.sparse or plan.written is not written or plan.types != precision.of(settings)
+            ):
+                plan = None
+        parameters = group["params"]
+        if type(parameters) is not list:
+            parameters = list(parameters)
+        if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
+            plan = self._new_plan(settings, parameters, first)
+        plan.settings = settings
+        return plan
+
+    def _new_plan(self, settings: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
+        try:
+            gradients = [parameter._grad_view for parameter in parameters]
+        except AttributeError:
+            param_groups.members(parameters)  # says what is no parameter
+            raise
+        for parameter, gradient in zip(parameters, gradients):
+            if gradient is not None:
+                self._check_gradient(settings, parameter)
+        return Plan(
+            parameters,
+            gradients,
+            self._recipe,
+            settings,
+            self._state,
+            self._numbers,
+            self._stream,
+            first,
+            self._check_lr,
+        )
+
+    # ---- devices ----
+
+    @property
+    def stream(self) -> Any:
+        """The CUDA stream on which steps are put, a `numba.cuda` stream; None: the default one."""
+        return self._stream
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        self._stream = stream
+        self._plans = []
+
+    def to(self, device: str) -> RuleOptimizer:
+        super().to(device)
+        self._plans = []
+        return self
+
+    to.__doc__ = GradientOptimizer.to.__doc__
+
+    # ---- gradients ----
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if set_to_none:
+            return super().zero_grad()
+        kept = None
+        with suppress(IndexError):
+            kept = self._plans.pop()
+        for i, group in enumerate(self.param_groups):
+            if kept is None or not self._zeroed(i, group["params"], kept):
+                self._fill_gradients(group["params"])
+        if kept is not None:
+            self._plans.append(kept)
+        return None
+
+    zero_grad.__doc__ = GradientOptimizer.zero_grad.__doc__
+
+    def _zeroed(self, i: int, parameters: list[Parameter], kept: StepPlan) -> bool:
+        """Fill the gradients of a group with zeros in one pass, if the last step's plan fits them."""
+        if i >= len(kept.plans) or type(parameters) is not list:
+            return False
+        plan = kept.plans[i]
+        try:
+            zeroing = plan.zeroing() if kept.still_fits(plan, parameters, self._state) else None
+        except ValueError:  # a gradient that no step would take can be zeroed all the same
+            zeroing = None
+        if zeroing is not None:
+            commit(zeroing)
+        plan.release()
+        return zeroing is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stream": None, "_plans": []}
+
+    # ---- the formula by itself ----
+
+    @classmethod
+    def reference(
+        cls,
+        param: Any,
+        grad: Any,
+        *state: Any,
+        step: int = 1,
+        first: bool | None = None,
+        **given: Any,
+    ) -> tuple[Any, ...]:
+        """One update of one element by the formula itself, with the arithmetic of the kernels.
+
+        What a CPU's kernel gives agrees with it bit for bit. Arrays are gone through element by
+        element, in Python: this is for tests.
+
+        Args:
+            param, grad: the element of the parameter and of the gradient; float64 if the first is
+                float64 (or Python's float), else float32.
+            state: the elements of the state buffers, in the order of the formula. Those left out are
+                what they begin with.
+            step: the number of the update, from 1. Default: 1.
+            first: whether a state buffer is new. Default: None, if no `state` is given.
+            given: hyper-parameters, as for the constructor, and carried numbers as they were before
+                the update.
+
+        Returns:
+            What becomes of the parameter and of each state buffer.
+
+        Raises:
+            TypeError, ValueError: an impossible hyper-parameter, or too many state buffers.
+        """
+        recipe = cls._recipe
+        numbers = {name: given.pop(name, value) for name, value in recipe.carried.items()}
+        group = {name: given.pop(name, h.default) for name, h in recipe.hypers.items()}
+        if given or len(state) > len(recipe.states):
+            wrong = sorted(given) if given else f"{len(state)} state buffers"
+            raise TypeError(
+                f"{cls.__name__}.reference: {wrong}, but the state is {list(recipe.states)} and the "
+                f"hyper-parameters are {list(recipe.hypers)}"
+            )
+        for name, declared in recipe.hypers.items():
+            if group[name] is REQUIRED:
+                raise TypeError(f"{cls.__name__}.reference: {name!r} is required")
+            declared.check(name, group[name])
+            group[name] = checks.plain(group[name])
+        kind: Any = np.float64 if np.asarray(param).dtype == np.float64 else np.float32
+        named = recipe.named(group, numbers, step)
+        begun = [recipe.initial(group)[name] for name in list(recipe.states)[len(state) :]]
+        now = {"step": step, "first": not state if first is None else first}
+        columns = np.broadcast_arrays(param, grad, *state, *begun)
+        results = [np.empty(columns[0].shape, kind) for _ in range(1 + len(recipe.states))]
+        for place in np.ndindex(columns[0].shape):
+            param, grad, *elements = (column[place] for column in columns)
+            values = recipe.evaluated(kind, param, grad, elements, group, named, now)
+            for result, value in zip(results, values):
+                result[place] = value
+        return tuple(result[()] for result in results)
+
+
+def _same(settings: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether a group is as it was when its settings were taken down."""
+    try:
+        return settings == group
+    except (TypeError, ValueError):  # a user's own entries may be arrays, which have no one truth
+        return False
