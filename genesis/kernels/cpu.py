@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, event, types
-from numba.core.caching import FunctionCache
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
 from . import reductions, storage, threads
-from .cache import keep_code
-from .compiling import Kept, once
+from .compiling import Kept
 from .copies import with_copy
 from .memory import prefetch, put_float, word
-from .specialise import anew, announce, described, specialised
+from .specialise import anew, compile_function, described, specialised
 
 if TYPE_CHECKING:
     from .table import Table
@@ -66,17 +64,6 @@ def _yield(typing_context):
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-@intrinsic
-def _data_pointer(typing_context, array_object):
-    """The data pointer in an ndarray object: its first field after the object's header."""
-
-    def generate(context, builder, signature, arguments):
-        field = builder.add(arguments[0], ir.Constant(ir.IntType(64), object.__basicsize__))
-        return builder.load(builder.inttoptr(field, ir.IntType(64).as_pointer()))
-
-    return types.int64(array_object), generate
 
 
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
@@ -219,78 +206,6 @@ def reduce(tensors, start, stop, hyper, moment):
     return total
 
 
-def data_pointers(objects, addresses):
-    """Look up where the arrays with these `id`s have their data."""
-    for i in range(len(objects)):
-        addresses[i] = _data_pointer(objects[i])
-
-
-def rows_found(indices, largest, pattern, size, addresses, chunks, rows, places):
-    """Fill a table with the different rows that `indices` names, none larger than `largest`.
-
-    Each column of `pattern` says where the rows of a tensor begin, how far apart they are, and
-    whether the tensor holds just these rows. The first is that of the gradients. `rows` is filled
-    with the numbers of the rows in ascending order, `places` with an order that sorts the indices
-    and, for each index in this order, its place among the rows. Returns how many rows there are.
-    """
-    # A radix sort, digit by digit from the lowest: equal indices keep their order, and random ones
-    # take a tenth of the time that comparisons would.
-    digit = 11
-    keys, other_keys = indices.copy(), np.empty_like(indices)
-    order, other_order = np.arange(len(indices)), np.empty_like(indices)
-    ends = np.empty(1 << digit, np.int64)
-    shift = 0
-    while largest >> shift > 0:
-        ends[:] = 0
-        for i in range(len(keys)):
-            ends[keys[i] >> shift & (1 << digit) - 1] += 1
-        total = 0
-        for value in range(len(ends)):
-            total += ends[value]
-            ends[value] = total
-        for i in range(len(keys) - 1, -1, -1):
-            value = keys[i] >> shift & (1 << digit) - 1
-            ends[value] -= 1
-            other_keys[ends[value]] = keys[i]
-            other_order[ends[value]] = order[i]
-        keys, other_keys = other_keys, keys
-        order, other_order = other_order, order
-        shift += digit
-    places[0] = order
-    last = -1
-    count = 0
-    for i in range(len(keys)):
-        index = keys[i]
-        if index != last:
-            last = index
-            for column in range(pattern.shape[1]):
-                number = count if pattern[2, column] else index if column else order[i]
-                addresses[count, column] = pattern[0, column] + number * pattern[1, column]
-            chunks[count, 0] = count
-            chunks[count, 1] = 0
-            chunks[count, 2] = size
-            rows[count] = index
-            count += 1
-        places[1, i] = count - 1
-    return count
-
-
-def find_rows(*arguments) -> int:
-    """See `rows_found`."""
-    return _compiled_rows_found()(*arguments)
-
-
-def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The address of each array's first element, int64.
-
-    NumPy's own ways to ask for it take 1 us an array, this one 0.05 us.
-    """
-    found = np.empty(len(arrays), np.int64)
-    objects = np.fromiter(map(id, arrays), np.int64, len(arrays))
-    _compiled_data_pointers()(objects, found)
-    return found
-
-
 class Bound:
     """A kernel and what it works on: calling it does the work with the scalars then in force."""
 
@@ -400,18 +315,6 @@ def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> part
     return assign(target, source)
 
 
-class _Announcer(event.Listener):
-    def on_start(self, _) -> None:
-        announce()
-
-    def on_end(self, _) -> None:
-        pass
-
-
-_int64_vector = types.Array(types.int64, 1, "C")
-_int64_matrix = types.Array(types.int64, 2, "C")
-
-
 # What a kernel does with a chunk, and whether a float may be reordered while it is done: only a sum
 # gains from that, and its order is fixed all the same once it is compiled.
 _FASTMATH = {
@@ -470,35 +373,3 @@ def _compiled(
     names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
     return compile_function(function, types.int64(types.int64, types.boolean))
-
-
-@once
-def _compiled_data_pointers() -> Callable:
-    signature = types.void(_int64_vector, _int64_vector)
-    compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
-    probe = np.zeros(1)
-    found = np.empty(1, np.int64)
-    compiled(np.array([id(probe)]), found)
-    if found[0] != probe.ctypes.data:
-        raise RuntimeError(
-            f"NumPy {np.__version__} keeps an array's data pointer where genesis does not look "
-            "for it: please report this, with your versions of Python and NumPy"
-        )
-    return compiled
-
-
-@once
-def _compiled_rows_found() -> Callable:
-    vector, matrix, number = _int64_vector, _int64_matrix, types.int64
-    read_only = types.Array(number, 1, "C", readonly=True)
-    signature = number(read_only, number, matrix, number, matrix, matrix, vector, matrix)
-    return compile_function(specialised(rows_found, "rows_found", {}), signature)
-
-
-def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
-    """A function's machine code for one signature, from the disk if it is kept there."""
-    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
-    keep_code(dispatcher, FunctionCache)
-    with event.install_listener("numba:compile", _Announcer()):
-        # The entry point for this one signature: calling it spares the look at argument types.
-        return dispatcher.compile(signature)

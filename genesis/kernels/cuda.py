@@ -17,7 +17,7 @@ import numpy as np
 from numba.core import types
 
 from .. import buffers, cuda_driver
-from . import cpu, reductions
+from . import reductions
 from .cache import keep_code
 from .compiling import Kept, once
 from .copies import with_copy
@@ -50,9 +50,6 @@ to be a small part of all."""
 # In the simulator every thread is a Python thread; a few show the same logic as many.
 THREADS = 4 if cuda_driver.SIMULATED else 256
 BLOCKS_PER_MULTIPROCESSOR = 16
-
-addresses = cpu.addresses  # of views, which are NumPy arrays wherever their memory is
-
 
 _TABLE = types.Array(types.int64, 2, "C")
 

@@ -26,10 +26,10 @@ import numpy as np
 from numba.core import types
 
 from .. import buffers
-from . import CHANGED, MAY_OVERLAP, cpu
+from . import CHANGED, MAY_OVERLAP
 from .compiling import once
 from .memory import half, prefetch, put, word
-from .specialise import specialised
+from .specialise import compile_function, specialised
 
 # Where fields lie. Of an object: the count of references to it, and its type. Of a list: its length and
 # where its elements are. Of an ndarray: data, number of axes, shape, strides, type and flags.
@@ -280,7 +280,7 @@ def shapes(objects, found, places, first):
 def _compiled(function: Any, *arguments: Any) -> Any:
     _probe()
     template = specialised(function, function.__name__, {})
-    return cpu.compile_function(template, types.int64(*arguments), nogil=False)
+    return compile_function(template, types.int64(*arguments), nogil=False)
 
 
 _NUMBER = types.int64

@@ -18,7 +18,8 @@ import numpy as np
 
 from .. import buffers
 from ..sparse import RowsView
-from . import rules, storage
+from . import pointers, rules, storage
+from .rows import find_rows
 
 
 class Table:
@@ -124,7 +125,7 @@ class Table:
             self._streams[column] = {
                 s for a in arrays if (s := getattr(a, "stream", None)) is not None
             }
-        addresses = self._target.addresses(flat)
+        addresses = pointers.addresses(flat)
         if self.on_change is None:
             self.addresses[:, column] = addresses
             return
@@ -207,7 +208,7 @@ class RowTable(AddressTable):
         copied = [not _has_flat_rows(array) for array in columns]
         for column in np.flatnonzero(copied):
             columns[column] = np.empty((len(indices), *values.shape[1:]), columns[column].dtype)
-        origins = target.addresses(columns).tolist()
+        origins = pointers.addresses(columns).tolist()
         strides = [array.strides[0] for array in columns]
         if key is not None:  # as if it were an address: a number that grows from row to row
             origins.append(key)
@@ -220,7 +221,7 @@ class RowTable(AddressTable):
         places = np.empty((2, len(indices)), np.int64)
         pattern = np.array([origins, strides, copied])
         largest = gradient.largest
-        count = target.find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
+        count = find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
         chunks = chunks[:count]
         if not 0 < size <= target.CHUNK:
             chunks = cut(np.full(count, size), target.CHUNK)
@@ -237,7 +238,7 @@ class RowTable(AddressTable):
             sums = np.empty((slots[-1] + 1, *values.shape[1:]), number)
             self._before.append(_summing(values, sums, places, target))
             storages = number, *storages[1:]
-            (first,) = target.addresses([sums])
+            (first,) = pointers.addresses([sums])
             addresses[:count, 0][summed] = first + np.arange(len(sums)) * sums.strides[0]
             columns.append(sums)
         super().__init__(addresses[:count], chunks, storages, size)
@@ -270,7 +271,7 @@ def _summing(
 ) -> Callable[[], None]:
     """A function that adds up rows: `places` has pairs of a row of `values` and one of `sums`."""
     size = math.prod(values.shape[1:])
-    origins = target.addresses([values, sums])
+    origins = pointers.addresses([values, sums])
     strides = values.strides[0], sums.strides[0]
     addresses = origins + places * strides
     if 0 < size <= target.CHUNK:
