@@ -40,12 +40,12 @@ def test_a_wrong_number_is_seen(monkeypatch, capsys):
     case = next(case for case in CASES if case.name == "AdamW")
     monkeypatch.setattr(gpu_check, "DTYPES", [np.dtype(np.float32)])
     original = rules.adamw
-    from genesis.kernels import cuda
+    from genesis.kernels.cuda import launching
 
-    launch = cuda._compiled
+    launch = launching.compiled
     monkeypatch.setattr(
-        cuda,
-        "_compiled",
+        launching,
+        "compiled",
         lambda rule, *others: launch(adamw if rule is original else rule, *others),
     )
     found = gpu_check.check_cases("cuda:0", [case])

@@ -182,7 +182,7 @@ class Launch(_OverTable):
             self._zero = self._target.bind_transform(
                 transforms.fill, self._table, zero, self._stream
             )
-        return self._zero.actions()
+        return self._zero()
 
     def clip_on_device(
         self, others: Sequence[Launch], max_norm: float
@@ -202,8 +202,8 @@ class Launch(_OverTable):
         reduced = [launch._reduction(reductions.squares, 2.0) for launch in launches]
         if kept != launches:
             updates = [launch._update for launch in launches]
-            mirror = self._target.on_device(self._table, self._stream)
-            self._clip = launches, self._target.Clip(updates, reduced, mirror)
+            clip = self._target.bind_clip(updates, reduced, self._table, self._stream)
+            self._clip = launches, clip
         return self._clip[1](max_norm)
 
 
@@ -258,9 +258,9 @@ class Batch(_OverTable):
         See `transforms`. What they read of tensors that do not lie flat is copied here and now.
         """
         values = np.array(scalars, self._table.arithmetic)
-        bound = self._target.bind_transform(function, self._table, values, self._stream)
+        calls = self._target.bind_transform(function, self._table, values, self._stream)
         self._table.gather()
-        return [*bound.actions(), *self._table.scatter()]
+        return [*calls(), *self._table.scatter()]
 
 
 CHANGED, MAY_OVERLAP = -1, -2

@@ -196,14 +196,9 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_pruned = False
-
-
+@functools.lru_cache(maxsize=None)
 def _prune_once(folder: Path, sources: str) -> None:
-    global _pruned
-    if not _pruned:
-        _pruned = True
-        prune(folder, sources)
+    prune(folder, sources)
 
 
 def prune(folder: Path, sources: str) -> None:

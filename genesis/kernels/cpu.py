@@ -288,10 +288,10 @@ def bind(
 
 def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray, stream: None = None
-) -> Bound:
+) -> Callable[[], list[partial]]:
     """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
     kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
-    return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0])
+    return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0]).actions
 
 
 def bind_reduction(

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata, resources
@@ -44,15 +44,18 @@ _SETTINGS = (
 ).split()
 
 
+def _contents(folder: Any) -> Iterator[bytes]:
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".py", ".pyc")):
+            yield file.read_bytes()
+        elif file.is_dir() and file.name != "__pycache__":
+            yield from _contents(file)
+
+
 def _sources() -> str | None:
     """A digest of this package's kernels as they were when they were imported; None without files."""
-    files = [
-        file
-        for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
-        if file.name.endswith((".py", ".pyc"))
-    ]
-    content = b"".join(file.read_bytes() for file in files)
-    return hashlib.blake2b(content, digest_size=8).hexdigest() if files else None
+    content = b"".join(_contents(resources.files(__package__)))
+    return hashlib.blake2b(content, digest_size=8).hexdigest() if content else None
 
 
 _SOURCES = _sources()
