@@ -196,11 +196,6 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.lru_cache(maxsize=None)
-def _prune_once(folder: Path, sources: str) -> None:
-    prune(folder, sources)
-
-
 def prune(folder: Path, sources: str) -> None:
     """Delete kernels that have not been loaded for long.
 
@@ -218,3 +213,6 @@ def prune(folder: Path, sources: str) -> None:
                 path.unlink()
         except OSError:
             pass  # another process was first, or it may not be deleted
+
+
+_prune_once = functools.lru_cache(maxsize=None)(prune)

@@ -20,27 +20,25 @@ def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
     NumPy's own ways to ask for it take 1 us an array, this one 0.05 us.
     """
-    found = np.empty(len(arrays), np.int64)
-    objects = np.fromiter(map(id, arrays), np.int64, len(arrays))
-    _compiled_data_pointers()(objects, found)
-    return found
+    places = np.fromiter(map(id, arrays), np.int64, len(arrays))
+    _compiled_data_pointers()(places)
+    return places
 
 
-def data_pointers(objects, found):
-    """Look up where the arrays with these `id`s have their data."""
-    for i in range(len(objects)):
-        found[i] = word(objects[i] + DATA)
+def data_pointers(places):
+    """Put where they have their data in the place of the `id`s of arrays."""
+    for i in range(len(places)):
+        places[i] = word(places[i] + DATA)
 
 
 @once
 def _compiled_data_pointers() -> Callable:
-    vector = types.Array(types.int64, 1, "C")
-    template = specialised(data_pointers, "data_pointers", {})
-    compiled = compile_function(template, types.void(vector, vector))
+    signature = types.void(types.Array(types.int64, 1, "C"))
+    compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
     probe = np.zeros(1)
-    found = np.empty(1, np.int64)
-    compiled(np.array([id(probe)]), found)
-    if found[0] != probe.ctypes.data:
+    places = np.array([id(probe)])
+    compiled(places)
+    if places[0] != probe.ctypes.data:
         raise RuntimeError(
             f"NumPy {np.__version__} keeps an array's data pointer where genesis does not look "
             "for it: please report this, with your versions of Python and NumPy"
