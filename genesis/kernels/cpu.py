@@ -18,7 +18,7 @@ from ..commit import assign, commit
 from . import reductions, storage, threads
 from .compiling import Kept
 from .copies import with_copy
-from .memory import prefetch, put_float, word
+from .memory import counted, fetch_add, prefetch, put_float, word
 from .specialise import anew, compile_function, described, specialised
 
 if TYPE_CHECKING:
@@ -27,28 +27,6 @@ if TYPE_CHECKING:
 CHUNK = 16384
 """Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
 to share out evenly, enough to make the cost of claiming it vanish."""
-
-
-@intrinsic
-def _fetch_add(typing_context, counter, amount):
-    """Add to a counter, given its address, that other threads add to as well; returns what it was."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _counted(typing_context, counter):
-    """What a counter is now, and with it all that other threads did before they counted."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load_atomic(place, "acquire", 8)
-
-    return types.int64(types.int64), generate
 
 
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -115,13 +93,13 @@ def work(record, helping):
     claims = word(record + 8 * CLAIMS)
     if helping:
         patience = _PATIENCE
-        while _counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
+        while counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
             patience -= 1
             if patience == 0:
                 return 0
             _yield()
     elif claims != 0:
-        _fetch_add(claims + 16, 1)
+        fetch_add(claims + 16, 1)
     hyper = scalars_of(word(record + 8 * SCALARS))
     moment = word(word(record + 8 * MOMENT))
     done = 0
@@ -131,8 +109,8 @@ def work(record, helping):
         if claims != 0:
             # Several at once while many are left, since the counter's way from core to core takes as
             # long as a small chunk does; one by one in the end, so that all end together.
-            amount = max(1, min(_AT_ONCE, (count - _counted(claims)) // _SHARES))
-            first = _fetch_add(claims, amount)
+            amount = max(1, min(_AT_ONCE, (count - counted(claims)) // _SHARES))
+            first = fetch_add(claims, amount)
             last = min(first + amount, count)
         for chunk in range(first, last):
             place = chunks + 24 * chunk
@@ -145,8 +123,8 @@ def work(record, helping):
         if claims == 0 or first >= count:
             break
     if claims != 0:
-        _fetch_add(claims + 8, done)
-        while not helping and _counted(claims + 8) < count:
+        fetch_add(claims + 8, done)
+        while not helping and counted(claims + 8) < count:
             _yield()
     return done
 
@@ -207,7 +185,7 @@ def reduce(tensors, start, stop, hyper, moment):
 
 
 class Bound:
-    """A kernel and what it works on: calling it does the work with the scalars then in force."""
+    """A kernel and what it works on, with the scalars that are in force when it is called."""
 
     def __init__(
         self,
@@ -254,30 +232,16 @@ class Bound:
         call.kept = record, self._kept  # type: ignore[attr-defined]
         return call
 
-    def __call__(self) -> None:
-        commit(self.actions())
-
 
 def bind(
     rule: Callable,
     table: Table,
     scalars: np.ndarray,
-    stream: None = None,
     *,
     copy: str | None = None,
     moments: np.ndarray | None = None,
 ) -> Bound:
-    """What applies `rule` to a table, with the scalars then in force.
-
-    Args:
-        rule: the rule.
-        table: the table; with `moments` it has keys.
-        scalars: the factor on gradients and the rule's scalars.
-        stream: None, since there are no streams here.
-        copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
-        moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is rounded
-            at random, in a way that follows from it. Default: None, it is rounded to the nearest.
-    """
+    """See `target.Target`, as for the functions below."""
     if copy:
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
@@ -287,42 +251,32 @@ def bind(
 
 
 def bind_transform(
-    function: Callable, table: Table, scalars: np.ndarray, stream: None = None
+    function: Callable, table: Table, scalars: np.ndarray
 ) -> Callable[[], list[partial]]:
-    """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
     kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
     return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0]).actions
 
 
 def bind_reduction(
-    reduction: Callable, table: Table, start: float, exponent: float, stream: None = None
+    reduction: Callable, table: Table, start: float, exponent: float
 ) -> Callable[[], np.ndarray]:
-    """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
     kernel = _compiled(reduction, reduce, table.storages, "float64", 2)
     scalars = np.array([start, exponent])
     bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 
     def reduced() -> np.ndarray:
-        bound()
+        commit(bound.actions())
         return results
 
     return reduced
 
 
+bind_clip = None
+
+
 def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> partial:
-    """The call that copies between arrays of any strides."""
     return assign(target, source)
-
-
-# What a kernel does with a chunk, and whether a float may be reordered while it is done: only a sum
-# gains from that, and its order is fixed all the same once it is compiled.
-_FASTMATH = {
-    update: False,
-    update_at_random: False,
-    transform: False,
-    reduce: {"reassoc", "contract"},
-}
 
 
 def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
@@ -349,7 +303,8 @@ def _compiled(
 ) -> Callable:
     number = getattr(types, arithmetic)
     exact = {"error_model": "numpy"}
-    options = {**exact, "fastmath": _FASTMATH[process]}
+    # Only a sum gains from floats that may be reordered; its order is fixed once it is compiled.
+    options = {**exact, "fastmath": {"reassoc", "contract"} if process is reduce else False}
     own = exact if rule in reductions.EXACT else options
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:

@@ -29,12 +29,12 @@ class DeviceTable:
     the launch itself.
     """
 
-    def __init__(self, table: Table, stream: Any):
+    def __init__(self, table: Table):
         self.table = table
         self.device = streams.device(table.device)
         with self.device:
-            self.stream = streams.queue(stream)
-            if stream is not None:
+            self.stream = streams.queue(table.stream)
+            if table.stream is not None:
                 # State was created on the default stream.
                 streams.order(streams.queue(None), self.stream)
             self._addresses = cuda.to_device(table.addresses, stream=self.stream)
@@ -65,10 +65,9 @@ class DeviceTable:
         blocks = min(len(self.table.chunks), launching.blocks())
         if not blocks:  # nothing but empty tensors
             return lambda numbers: None
+        arrays = self._addresses, self._chunks, *others
         with self.device:
-            launch = launching.launcher(
-                kernel, blocks, self.stream, (self._addresses, self._chunks, *others)
-            )
+            launch = launching.launcher(kernel, blocks, self.stream, arrays)
 
         def run(numbers: tuple) -> None:
             with self.device:
@@ -81,10 +80,10 @@ class DeviceTable:
         return run
 
 
-def on_device(table: Table, stream: Any) -> DeviceTable:
+def on_device(table: Table) -> DeviceTable:
     """The one copy of a table on its device."""
     if table.mirror is None:
-        table.mirror = DeviceTable(table, stream)
+        table.mirror = DeviceTable(table)
     return table.mirror
 
 
@@ -173,51 +172,39 @@ def bind(
     rule: Callable,
     table: Table,
     scalars: np.ndarray,
-    stream: Any = None,
     *,
     copy: str | None = None,
     moments: np.ndarray | None = None,
 ) -> Update:
-    """A function of no arguments that applies `rule` to a table, with the scalars then in force.
-
-    Args: as `cpu.bind`.
-    """
+    """See `target.Target`, as for the functions below."""
     if moments is not None:
         raise NotImplementedError(
             "stochastic_rounding works on the CPU only: use master_weights on a GPU"
         )
     if copy:
         rule = templates.rule_with_copy(rule, copy, table.storages[-1])
-    return Update(rule, on_device(table, stream), scalars)
+    return Update(rule, on_device(table), scalars)
 
 
 def bind_transform(
-    function: Callable, table: Table, scalars: np.ndarray, stream: Any = None
+    function: Callable, table: Table, scalars: np.ndarray
 ) -> Callable[[], list[partial]]:
-    """See `target.Target`."""
     kernel = launching.compiled(
         function, templates.transform_template_of, table.storages, scalars.dtype.name, len(scalars)
     )
-    call = partial(on_device(table, stream).launcher(kernel), tuple(scalars))
+    call = partial(on_device(table).launcher(kernel), tuple(scalars))
     return lambda: [call]
 
 
-def bind_reduction(
-    reduction: Callable, table: Table, start: float, exponent: float, stream: Any = None
-) -> Reduction:
-    """A function of no arguments that reduces a table's first column, chunk by chunk."""
-    return Reduction(reduction, on_device(table, stream), start, exponent)
+def bind_reduction(reduction: Callable, table: Table, start: float, exponent: float) -> Reduction:
+    return Reduction(reduction, on_device(table), start, exponent)
 
 
-def bind_clip(
-    updates: list[Update], reductions: list[Reduction], table: Table, stream: Any = None
-) -> Clip:
-    """What clips the norm that the gradients of several updates have together."""
-    return Clip(updates, reductions, on_device(table, stream))
+def bind_clip(updates: list[Update], reductions: list[Reduction], table: Table) -> Clip:
+    return Clip(updates, reductions, on_device(table))
 
 
 def copying(target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
-    """The call that copies between device arrays of any strides, given their views."""
     return partial(_copy, target, source, stream)
 
 

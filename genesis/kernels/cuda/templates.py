@@ -244,12 +244,8 @@ def clip_template_of(kind: str) -> tuple[Callable, types.Type]:
         "write": storage.writer((kind,), number, storage.GLOBAL),
         "NUMBER": number,
     }
-    signature = types.void(
-        _TABLE,
-        types.Array(types.int64, 1, "C"),
-        types.Array(number, 1, "C"),
-        types.UniTuple(number, 4),
-    )
+    vectors = types.Array(types.int64, 1, "C"), types.Array(number, 1, "C")
+    signature = types.void(_TABLE, *vectors, types.UniTuple(number, 4))
     return specialised(find_clip_factor, f"find_clip_factor_{kind}", names), signature
 
 
