@@ -272,7 +272,7 @@ def bind_reduction(
     return reduced
 
 
-bind_clip = None
+bind_clip = None  # sums are in the memory of the host, which finds the factor in no time
 
 
 def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> partial:
