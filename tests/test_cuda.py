@@ -62,16 +62,16 @@ def chunks(monkeypatch):
 @pytest.fixture
 def launches(monkeypatch):
     """The arguments of every launch of a kernel."""
-    from genesis.kernels import cuda
+    from genesis.kernels.cuda import launching
 
     found = []
-    make = cuda._launcher
+    make = launching.launcher
 
     def launcher(kernel, blocks, stream, arrays):
         launch = make(kernel, blocks, stream, arrays)
         return lambda numbers: (found.append((*arrays, *numbers)), launch(numbers))
 
-    monkeypatch.setattr(cuda, "_launcher", launcher)
+    monkeypatch.setattr(launching, "launcher", launcher)
     return found
 
 
@@ -439,9 +439,9 @@ def test_vectors_are_used_where_all_columns_are_aligned(monkeypatch):
     monkeypatch.setattr(simulated, "writer", writer)
 
     def step(offset, grad_offset):
-        from genesis.kernels import cuda
+        from genesis.kernels.cuda import launching
 
-        cuda._compiled.cache_clear()
+        launching.compiled.cache_clear()
         vectors.clear(), singles.clear()
         memory = on_device(np.zeros(64, np.float32))
         base = -buffers.view(memory).ctypes.data // 4 % 4  # elements up to a multiple of 16 bytes
@@ -451,7 +451,7 @@ def test_vectors_are_used_where_all_columns_are_aligned(monkeypatch):
         p.grad = more[base + grad_offset : base + grad_offset + 13]
         SGD([p], lr=1).step()
         np.testing.assert_array_equal(p.numpy(), -np.ones(13))
-        cuda._compiled.cache_clear()
+        launching.compiled.cache_clear()
         return sorted(vectors), sorted(singles)
 
     assert step(0, 0) == ([0, 4, 8], [12])
@@ -539,16 +539,16 @@ def test_new_gradient_arrays_are_those_used():
 def test_a_stream_is_the_one_worked_on(monkeypatch):
     from numba import cuda
 
-    from genesis.kernels import cuda as target
+    from genesis.kernels.cuda import launching
 
     used = []
-    make = target._launcher
+    make = launching.launcher
 
     def launcher(kernel, blocks, stream, arrays):
         used.append(stream)
         return make(kernel, blocks, stream, arrays)
 
-    monkeypatch.setattr(target, "_launcher", launcher)
+    monkeypatch.setattr(launching, "launcher", launcher)
     params = parameters((3,))
     opt = Adam(params)
     assert opt.stream is None

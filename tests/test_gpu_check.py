@@ -14,6 +14,8 @@ from devices import in_simulator, on_cpu_only
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_check
 
+import genesis
+
 
 @in_simulator
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
@@ -38,12 +40,12 @@ def test_a_wrong_number_is_seen(monkeypatch, capsys):
     case = next(case for case in CASES if case.name == "AdamW")
     monkeypatch.setattr(gpu_check, "DTYPES", [np.dtype(np.float32)])
     original = genesis.optim.AdamW._recipe.written_for({"amsgrad": False}).rule
-    from genesis.kernels import cuda
+    from genesis.kernels.cuda import launching
 
-    launch = cuda._compiled
+    launch = launching.compiled
     monkeypatch.setattr(
-        cuda,
-        "_compiled",
+        launching,
+        "compiled",
         lambda rule, *others: launch(adamw if rule is original else rule, *others),
     )
     found = gpu_check.check_cases("cuda:0", [case])

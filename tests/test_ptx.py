@@ -27,7 +27,7 @@ if find_spec("numba_cuda") is None:
 import numba.cuda.dispatcher
 from numba import cuda
 
-from genesis.kernels import cuda as target
+from genesis.kernels.cuda import templates as target
 
 CAPABILITIES = [(8, 0), (9, 0)]
 DTYPES = list(FLOAT_TYPES.values())

@@ -196,16 +196,6 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_pruned = False
-
-
-def _prune_once(folder: Path, sources: str) -> None:
-    global _pruned
-    if not _pruned:
-        _pruned = True
-        prune(folder, sources)
-
-
 def prune(folder: Path, sources: str) -> None:
     """Delete kernels that have not been loaded for long.
 
@@ -223,3 +213,6 @@ def prune(folder: Path, sources: str) -> None:
                 path.unlink()
         except OSError:
             pass  # another process was first, or it may not be deleted
+
+
+_prune_once = functools.lru_cache(maxsize=None)(prune)

@@ -14,13 +14,13 @@ import os
 import sys
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from .digest import UnknownContentError, digest
+from .target import Target
 
 logger = logging.getLogger("genesis")
 
@@ -52,11 +52,11 @@ def alone(make: Callable, *arguments: Any) -> Any:
         return make(*arguments)
 
 
-def target_named(device: str) -> ModuleType:
+def target_named(device: str) -> Target:
     """The module that compiles for a device; its first import brings in Numba."""
     name = f"{__package__}.{device.partition(':')[0]}"
-    module = sys.modules.get(name)
-    if module is None or module.__spec__._initializing:  # type: ignore[union-attr]
+    module: Any = sys.modules.get(name)
+    if module is None or module.__spec__._initializing:
         module = alone(import_module, name)
     return module
 
@@ -99,10 +99,7 @@ class Kept:
 
     def cache_info(self) -> Any:
         """How often something was made, as `misses`."""
-        return _Info(self._misses)
-
-
-_Info = namedtuple("_Info", "misses")
+        return SimpleNamespace(misses=self._misses)
 
 
 def once(make: Callable) -> Callable:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, event, types
-from numba.core.caching import FunctionCache
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
 from . import reductions, storage, threads
-from .cache import keep_code
-from .compiling import Kept, once
+from .compiling import Kept
 from .copies import with_copy
-from .memory import prefetch, put_float, word
-from .specialise import anew, announce, described, specialised
+from .memory import counted, fetch_add, prefetch, put_float, word
+from .specialise import anew, compile_function, described, specialised
 
 if TYPE_CHECKING:
     from .table import Table
@@ -29,28 +27,6 @@ if TYPE_CHECKING:
 CHUNK = 16384
 """Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
 to share out evenly, enough to make the cost of claiming it vanish."""
-
-
-@intrinsic
-def _fetch_add(typing_context, counter, amount):
-    """Add to a counter, given its address, that other threads add to as well; returns what it was."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _counted(typing_context, counter):
-    """What a counter is now, and with it all that other threads did before they counted."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load_atomic(place, "acquire", 8)
-
-    return types.int64(types.int64), generate
 
 
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -66,17 +42,6 @@ def _yield(typing_context):
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-@intrinsic
-def _data_pointer(typing_context, array_object):
-    """The data pointer in an ndarray object: its first field after the object's header."""
-
-    def generate(context, builder, signature, arguments):
-        field = builder.add(arguments[0], ir.Constant(ir.IntType(64), object.__basicsize__))
-        return builder.load(builder.inttoptr(field, ir.IntType(64).as_pointer()))
-
-    return types.int64(array_object), generate
 
 
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
@@ -128,13 +93,13 @@ def work(record, helping):
     claims = word(record + 8 * CLAIMS)
     if helping:
         patience = _PATIENCE
-        while _counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
+        while counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
             patience -= 1
             if patience == 0:
                 return 0
             _yield()
     elif claims != 0:
-        _fetch_add(claims + 16, 1)
+        fetch_add(claims + 16, 1)
     hyper = scalars_of(word(record + 8 * SCALARS))
     moment = word(word(record + 8 * MOMENT))
     done = 0
@@ -144,8 +109,8 @@ def work(record, helping):
         if claims != 0:
             # Several at once while many are left, since the counter's way from core to core takes as
             # long as a small chunk does; one by one in the end, so that all end together.
-            amount = max(1, min(_AT_ONCE, (count - _counted(claims)) // _SHARES))
-            first = _fetch_add(claims, amount)
+            amount = max(1, min(_AT_ONCE, (count - counted(claims)) // _SHARES))
+            first = fetch_add(claims, amount)
             last = min(first + amount, count)
         for chunk in range(first, last):
             place = chunks + 24 * chunk
@@ -158,8 +123,8 @@ def work(record, helping):
         if claims == 0 or first >= count:
             break
     if claims != 0:
-        _fetch_add(claims + 8, done)
-        while not helping and _counted(claims + 8) < count:
+        fetch_add(claims + 8, done)
+        while not helping and counted(claims + 8) < count:
             _yield()
     return done
 
@@ -219,80 +184,8 @@ def reduce(tensors, start, stop, hyper, moment):
     return total
 
 
-def data_pointers(objects, addresses):
-    """Look up where the arrays with these `id`s have their data."""
-    for i in range(len(objects)):
-        addresses[i] = _data_pointer(objects[i])
-
-
-def rows_found(indices, largest, pattern, size, addresses, chunks, rows, places):
-    """Fill a table with the different rows that `indices` names, none larger than `largest`.
-
-    Each column of `pattern` says where the rows of a tensor begin, how far apart they are, and
-    whether the tensor holds just these rows. The first is that of the gradients. `rows` is filled
-    with the numbers of the rows in ascending order, `places` with an order that sorts the indices
-    and, for each index in this order, its place among the rows. Returns how many rows there are.
-    """
-    # A radix sort, digit by digit from the lowest: equal indices keep their order, and random ones
-    # take a tenth of the time that comparisons would.
-    digit = 11
-    keys, other_keys = indices.copy(), np.empty_like(indices)
-    order, other_order = np.arange(len(indices)), np.empty_like(indices)
-    ends = np.empty(1 << digit, np.int64)
-    shift = 0
-    while largest >> shift > 0:
-        ends[:] = 0
-        for i in range(len(keys)):
-            ends[keys[i] >> shift & (1 << digit) - 1] += 1
-        total = 0
-        for value in range(len(ends)):
-            total += ends[value]
-            ends[value] = total
-        for i in range(len(keys) - 1, -1, -1):
-            value = keys[i] >> shift & (1 << digit) - 1
-            ends[value] -= 1
-            other_keys[ends[value]] = keys[i]
-            other_order[ends[value]] = order[i]
-        keys, other_keys = other_keys, keys
-        order, other_order = other_order, order
-        shift += digit
-    places[0] = order
-    last = -1
-    count = 0
-    for i in range(len(keys)):
-        index = keys[i]
-        if index != last:
-            last = index
-            for column in range(pattern.shape[1]):
-                number = count if pattern[2, column] else index if column else order[i]
-                addresses[count, column] = pattern[0, column] + number * pattern[1, column]
-            chunks[count, 0] = count
-            chunks[count, 1] = 0
-            chunks[count, 2] = size
-            rows[count] = index
-            count += 1
-        places[1, i] = count - 1
-    return count
-
-
-def find_rows(*arguments) -> int:
-    """See `rows_found`."""
-    return _compiled_rows_found()(*arguments)
-
-
-def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The address of each array's first element, int64.
-
-    NumPy's own ways to ask for it take 1 us an array, this one 0.05 us.
-    """
-    found = np.empty(len(arrays), np.int64)
-    objects = np.fromiter(map(id, arrays), np.int64, len(arrays))
-    _compiled_data_pointers()(objects, found)
-    return found
-
-
 class Bound:
-    """A kernel and what it works on: calling it does the work with the scalars then in force."""
+    """A kernel and what it works on, with the scalars that are in force when it is called."""
 
     def __init__(
         self,
@@ -339,30 +232,16 @@ class Bound:
         call.kept = record, self._kept  # type: ignore[attr-defined]
         return call
 
-    def __call__(self) -> None:
-        commit(self.actions())
-
 
 def bind(
     rule: Callable,
     table: Table,
     scalars: np.ndarray,
-    stream: None = None,
     *,
     copy: str | None = None,
     moments: np.ndarray | None = None,
 ) -> Bound:
-    """What applies `rule` to a table, with the scalars then in force.
-
-    Args:
-        rule: the rule.
-        table: the table; with `moments` it has keys.
-        scalars: the factor on gradients and the rule's scalars.
-        stream: None, since there are no streams here.
-        copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
-        moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is rounded
-            at random, in a way that follows from it. Default: None, it is rounded to the nearest.
-    """
+    """See `target.Target`, as for the functions below."""
     if copy:
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
@@ -372,54 +251,32 @@ def bind(
 
 
 def bind_transform(
-    function: Callable, table: Table, scalars: np.ndarray, stream: None = None
-) -> Bound:
-    """What replaces each element `x` of a table's first column by `function(x, scalars)`."""
+    function: Callable, table: Table, scalars: np.ndarray
+) -> Callable[[], list[partial]]:
     kernel = _compiled(function, transform, table.storages, scalars.dtype.name, len(scalars))
-    return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0])
+    return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0]).actions
 
 
 def bind_reduction(
-    reduction: Callable, table: Table, start: float, exponent: float, stream: None = None
+    reduction: Callable, table: Table, start: float, exponent: float
 ) -> Callable[[], np.ndarray]:
-    """A function of no arguments that reduces a table's first column, chunk by chunk, to float64."""
     results = np.empty(len(table.chunks))
     kernel = _compiled(reduction, reduce, table.storages, "float64", 2)
     scalars = np.array([start, exponent])
     bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 
     def reduced() -> np.ndarray:
-        bound()
+        commit(bound.actions())
         return results
 
     return reduced
 
 
+bind_clip = None  # sums are in the memory of the host, which finds the factor in no time
+
+
 def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> partial:
-    """The call that copies between arrays of any strides."""
     return assign(target, source)
-
-
-class _Announcer(event.Listener):
-    def on_start(self, _) -> None:
-        announce()
-
-    def on_end(self, _) -> None:
-        pass
-
-
-_int64_vector = types.Array(types.int64, 1, "C")
-_int64_matrix = types.Array(types.int64, 2, "C")
-
-
-# What a kernel does with a chunk, and whether a float may be reordered while it is done: only a sum
-# gains from that, and its order is fixed all the same once it is compiled.
-_FASTMATH = {
-    update: False,
-    update_at_random: False,
-    transform: False,
-    reduce: {"reassoc", "contract"},
-}
 
 
 def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
@@ -446,7 +303,8 @@ def _compiled(
 ) -> Callable:
     number = getattr(types, arithmetic)
     exact = {"error_model": "numpy"}
-    options = {**exact, "fastmath": _FASTMATH[process]}
+    # Only a sum gains from floats that may be reordered; its order is fixed once it is compiled.
+    options = {**exact, "fastmath": {"reassoc", "contract"} if process is reduce else False}
     own = exact if rule in reductions.EXACT else options
     columns = len(storages) + (process is update_at_random)
     if process is update_at_random:
@@ -470,35 +328,3 @@ def _compiled(
     names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
     return compile_function(function, types.int64(types.int64, types.boolean))
-
-
-@once
-def _compiled_data_pointers() -> Callable:
-    signature = types.void(_int64_vector, _int64_vector)
-    compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
-    probe = np.zeros(1)
-    found = np.empty(1, np.int64)
-    compiled(np.array([id(probe)]), found)
-    if found[0] != probe.ctypes.data:
-        raise RuntimeError(
-            f"NumPy {np.__version__} keeps an array's data pointer where genesis does not look "
-            "for it: please report this, with your versions of Python and NumPy"
-        )
-    return compiled
-
-
-@once
-def _compiled_rows_found() -> Callable:
-    vector, matrix, number = _int64_vector, _int64_matrix, types.int64
-    read_only = types.Array(number, 1, "C", readonly=True)
-    signature = number(read_only, number, matrix, number, matrix, matrix, vector, matrix)
-    return compile_function(specialised(rows_found, "rows_found", {}), signature)
-
-
-def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
-    """A function's machine code for one signature, from the disk if it is kept there."""
-    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
-    keep_code(dispatcher, FunctionCache)
-    with event.install_listener("numba:compile", _Announcer()):
-        # The entry point for this one signature: calling it spares the look at argument types.
-        return dispatcher.compile(signature)

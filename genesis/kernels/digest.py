@@ -175,14 +175,12 @@ class _Reader:
             self.read(value._defn, whose)
             return True
         types = sys.modules.get("numba.core.types")
-        if types is not None and isinstance(value, types.Array):
-            self.parts.append(f"#type {value!r}")
+        if types is None or not isinstance(value, (types.Array, types.Number, types.Boolean)):
+            return False
+        self.parts.append(f"#type {value!r}")
+        if isinstance(value, types.Array):
             self.read(value.dtype, whose)
-            return True
-        if types is not None and isinstance(value, (types.Number, types.Boolean)):
-            self.parts.append(f"#type {value!r}")
-            return True
-        return False
+        return True
 
     def _of_a_library(self, value: Any) -> bool:
         """Something that a library defines, and that can be found there by its name."""

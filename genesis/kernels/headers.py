@@ -26,10 +26,10 @@ import numpy as np
 from numba.core import types
 
 from .. import buffers
-from . import CHANGED, MAY_OVERLAP, cpu
+from . import CHANGED, MAY_OVERLAP
 from .compiling import once
 from .memory import half, prefetch, put, word
-from .specialise import specialised
+from .specialise import compile_function, specialised
 
 # Where fields lie. Of an object: the count of references to it, and its type. Of a list: its length and
 # where its elements are. Of an ndarray: data, number of axes, shape, strides, type and flags.
@@ -119,8 +119,8 @@ def same_gradient(record, owner, gradient, array):
 
 
 @numba.njit(error_model="numpy")
-def in_a_region(record, array, itemsize):
-    """Whether an array's memory may be within a region: regions are sorted and do not overlap."""
+def bounds_of(array, itemsize):
+    """An array's first byte and one past the last: equal if it is empty."""
     first = word(array + DATA)
     last = first + itemsize
     shape = word(array + SHAPE)
@@ -128,12 +128,19 @@ def in_a_region(record, array, itemsize):
     for axis in range(half(array + AXES)):
         length = word(shape + 8 * axis)
         if length == 0:
-            return False
+            return first, first
         extent = word(strides + 8 * axis) * (length - 1)
-        if extent < 0:
-            first += extent
-        else:
-            last += extent
+        first += min(extent, 0)
+        last += max(extent, 0)
+    return first, last
+
+
+@numba.njit(error_model="numpy")
+def in_a_region(record, array, itemsize):
+    """Whether an array's memory may be within a region: regions are sorted and do not overlap."""
+    first, last = bounds_of(array, itemsize)
+    if first == last:
+        return False
     count = word(record + 8 * REGION_COUNT)
     starts = word(record + 8 * REGIONS)
     # The last region that begins before the array's end is the only one that may reach into it.
@@ -245,19 +252,7 @@ def describe(objects, itemsizes, fields, bounds):
         fields[i, ITS_DTYPE] = word(array + DTYPE)
         fields[i, ITS_AXES] = half(array + AXES)
         fields[i, ITS_FLAGS] = half(array + FLAGS) & FLAG_BITS
-        first = word(array + DATA)
-        last = first + itemsizes[i]
-        shape = word(array + SHAPE)
-        strides = word(array + STRIDES)
-        empty = False
-        for axis in range(half(array + AXES)):
-            length = word(shape + 8 * axis)
-            empty = empty or length == 0
-            extent = word(strides + 8 * axis) * (length - 1)
-            first += min(extent, 0)
-            last += max(extent, 0)
-        bounds[i, 0] = first
-        bounds[i, 1] = first if empty else last
+        bounds[i, 0], bounds[i, 1] = bounds_of(array, itemsizes[i])
     return len(objects)
 
 
@@ -280,7 +275,7 @@ def shapes(objects, found, places, first):
 def _compiled(function: Any, *arguments: Any) -> Any:
     _probe()
     template = specialised(function, function.__name__, {})
-    return cpu.compile_function(template, types.int64(*arguments), nogil=False)
+    return compile_function(template, types.int64(*arguments), nogil=False)
 
 
 _NUMBER = types.int64
@@ -297,30 +292,19 @@ def _probe() -> None:
     array.flags.writeable = False
     things = [array, None]
     axes = ctypes.c_int64 * 3
-    found = (
-        at(array, TYPE),
-        at(array, DATA),
-        at(array, AXES, ctypes.c_int32),
-        tuple(axes.from_address(at(array, SHAPE))),
-        tuple(axes.from_address(at(array, STRIDES))),
-        at(array, DTYPE),
-        at(array, FLAGS, ctypes.c_int32),
-        at(things, LENGTH),
-        at(things, ITEMS) and ctypes.c_int64.from_address(at(things, ITEMS) + 8).value,
-    )
-    expected = (
-        id(np.ndarray),
-        array.ctypes.data,
-        3,
-        array.shape,
-        array.strides,
-        id(array.dtype),
-        array.flags.num,
-        2,
-        id(None),
-    )
+    expected = [
+        (at(array, TYPE), id(np.ndarray)),
+        (at(array, DATA), array.ctypes.data),
+        (at(array, AXES, ctypes.c_int32), 3),
+        (tuple(axes.from_address(at(array, SHAPE))), array.shape),
+        (tuple(axes.from_address(at(array, STRIDES))), array.strides),
+        (at(array, DTYPE), id(array.dtype)),
+        (at(array, FLAGS, ctypes.c_int32), array.flags.num),
+        (at(things, LENGTH), 2),
+        (at(things, ITEMS) and ctypes.c_int64.from_address(at(things, ITEMS) + 8).value, id(None)),
+    ]
     # A Python without a global lock counts references in another way, too.
-    if found != expected or object.__basicsize__ != 16:
+    if object.__basicsize__ != 16 or any(found != right for found, right in expected):
         raise RuntimeError(
             f"this Python or NumPy {np.__version__} lays out its objects unlike those that genesis "
             "knows: take CPython of 64 bits with its global lock, or report this with your versions"
@@ -375,11 +359,9 @@ class Watch:
         count, size = len(owners), len(arrays)
         objects = _ids(arrays)
         itemsizes = np.fromiter((array.itemsize for array in arrays), np.int64, size)
-        fields = np.empty((size, ARRAY_SIZE), np.int64)
-        self.bounds = np.empty((size, 2), np.int64)
-        _compiled(describe, _VECTOR, _VECTOR, _MATRIX, _MATRIX)(
-            objects, itemsizes, fields, self.bounds
-        )
+        fields, self.bounds = np.empty((size, ARRAY_SIZE), np.int64), np.empty((size, 2), np.int64)
+        describe_all = _compiled(describe, _VECTOR, _VECTOR, _MATRIX, _MATRIX)
+        describe_all(objects, itemsizes, fields, self.bounds)
         extents = np.empty(2 * sum(array.ndim for array in arrays), np.int64)
         places = np.empty(size, np.int64)
         start = HEAD_SIZE + OWNER_SIZE * count + ARRAY_SIZE * size

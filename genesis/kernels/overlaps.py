@@ -17,7 +17,7 @@ def apart(views: Sequence[np.ndarray]) -> bool:
     Args:
         views: the tensors' views (see `buffers.view`).
     """
-    starts = import_module(".cpu", __package__).addresses(views)
+    starts = import_module(".pointers", __package__).addresses(views)
     ends = starts + np.fromiter((view.nbytes for view in views), np.int64, len(views))
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
     for i, view in enumerate(views):

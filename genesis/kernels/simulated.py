@@ -19,7 +19,7 @@ from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
     "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "device_function", "edited",
-    "first_aligned", "lane_updater", "lanes", "reader", "scalars", "writer",
+    "first_aligned", "lane_updater", "lanes", "reader", "writer",
 ]  # fmt: skip
 
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -53,11 +53,6 @@ def _memory(address, i, dtype, count=1):
 @lru_cache(maxsize=None)
 def addresses(columns):
     return lambda table, row: tuple(int(table[row, column]) for column in range(columns))
-
-
-@lru_cache(maxsize=None)
-def scalars(count):
-    return lambda array: tuple(array[k] for k in range(count))
 
 
 @lru_cache(maxsize=None)

@@ -11,15 +11,19 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata, resources
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
+import numba
+from numba.core import config, event
+from numba.core.caching import FunctionCache
+
 from .._version import __version__
-from .cache import keeps_code
+from .cache import keep_code, keeps_code
 from .digest import (
     PACKAGE,
     UnknownContentError,
@@ -32,8 +36,6 @@ from .digest import (
 
 logger = logging.getLogger("genesis")
 
-_said = False
-
 # Numba's settings that change machine code; a processor's name and features are in its own key.
 _SETTINGS = (
     "OPT LOOP_VECTORIZE SLP_VECTORIZE ENABLE_AVX BOUNDSCHECK DEBUGINFO_DEFAULT FULL_TRACEBACKS "
@@ -42,15 +44,18 @@ _SETTINGS = (
 ).split()
 
 
+def _contents(folder: Any) -> Iterator[bytes]:
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".py", ".pyc")):
+            yield file.read_bytes()
+        elif file.is_dir() and file.name != "__pycache__":
+            yield from _contents(file)
+
+
 def _sources() -> str | None:
     """A digest of this package's kernels as they were when they were imported; None without files."""
-    files = [
-        file
-        for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
-        if file.name.endswith((".py", ".pyc"))
-    ]
-    content = b"".join(file.read_bytes() for file in files)
-    return hashlib.blake2b(content, digest_size=8).hexdigest() if files else None
+    content = b"".join(_contents(resources.files(__package__)))
+    return hashlib.blake2b(content, digest_size=8).hexdigest() if content else None
 
 
 _SOURCES = _sources()
@@ -59,8 +64,6 @@ _SOURCES = _sources()
 @lru_cache(maxsize=None)
 def _environment() -> str:
     """Versions and settings that reach machine code."""
-    from numba.core import config
-
     versions = [__version__, sys.version, sys.implementation.name]
     for package in ("numba", "llvmlite", "numpy", "numba-cuda"):
         try:
@@ -188,18 +191,39 @@ def _is_users(function: FunctionType) -> bool:
     return not (is_library(home) or home.startswith(PACKAGE) or is_overloaded(function))
 
 
+@lru_cache(maxsize=None)
 def announce() -> None:
     """Say, once in a process, that machine code is being made rather than loaded."""
-    global _said
-    if not _said:
-        _said = True
-        kept = (
-            "the result is kept on disk, so that later runs need not wait (GENESIS_CACHE=0 turns "
-        )
-        logger.info(
-            "compiling update kernels for this machine; %s",
-            f"{kept}that off)" if keeps_code() else "GENESIS_CACHE=0: nothing is kept on disk",
-        )
+    kept = (
+        "the result is kept on disk, so that later runs need not wait (GENESIS_CACHE=0 turns that "
+    )
+    logger.info(
+        "compiling update kernels for this machine; %s",
+        f"{kept}off)" if keeps_code() else "GENESIS_CACHE=0: nothing is kept on disk",
+    )
+
+
+class _Announcer(event.Listener):
+    def on_start(self, _) -> None:
+        announce()
+
+    def on_end(self, _) -> None:
+        pass
+
+
+def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
+    """A function's machine code for this processor and one signature, from the disk if it is there.
+
+    Args:
+        function: what `specialised` has made.
+        signature: what Numba's types of its arguments and of its result are.
+        nogil: whether other threads of Python run while it does. Default: True.
+    """
+    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
+    keep_code(dispatcher, FunctionCache)
+    with event.install_listener("numba:compile", _Announcer()):
+        # The entry point for this one signature: calling it spares the look at argument types.
+        return dispatcher.compile(signature)
 
 
 def described(rule: Callable, storages: tuple[str, ...]) -> str:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from .. import buffers
+from ..commit import commit
 from ..sparse import RowsView
-from . import rules, storage
+from . import pointers, rules, storage
+from .rows import find_rows
+from .target import Target
 
 
 class Table:
@@ -32,12 +34,12 @@ class Table:
         columns: for each column the views (see `buffers.view`) of all rows' arrays; arrays of one
             column have one data type, arrays of one row have one shape. Gradients are only read
             if there are other columns.
-        target: the module that compiles and launches for the device where the arrays lie.
+        target: what compiles and launches for the device where the arrays lie.
         stream: the stream on which the target works; None on the CPU.
         keys: a number for each row, which a kernel finds behind its addresses. Default: None, none.
 
     Attributes:
-        device: where the arrays lie.
+        device, stream: where the arrays lie, and the stream on which the target works.
         storages: the storage type of each column.
         arithmetic: the name of the type in which parameters are updated.
         addresses, chunks: see above.
@@ -53,13 +55,13 @@ class Table:
     def __init__(
         self,
         columns: Sequence[Sequence[np.ndarray]],
-        target: ModuleType,
+        target: Target,
         stream: Any = None,
         keys: Sequence[int] | None = None,
     ):
         self._target = target
-        self._stream = stream
-        self._streams: list[set[int]] = [set() for _ in columns]
+        self.stream = stream
+        self._streams: list[set[Any]] = [set() for _ in columns]
         self.on_change: Callable[[np.ndarray], None] | None = None
         self.mirror: Any = None
         self._first_written = min(1, len(columns) - 1)
@@ -121,26 +123,22 @@ class Table:
                 self._copies[row, column] = arrays[row], copy
                 flat[row] = copy
         if self.device != "cpu":
-            self._streams[column] = {
-                s for a in arrays if (s := getattr(a, "stream", None)) is not None
-            }
-        addresses = self._target.addresses(flat)
-        if self.on_change is None:
-            self.addresses[:, column] = addresses
-            return
-        changed = np.flatnonzero(self.addresses[:, column] != addresses)
+            self._streams[column] = {getattr(array, "stream", None) for array in arrays} - {None}
+        addresses = pointers.addresses(flat)
+        changed = self.addresses[:, column] != addresses
         self.addresses[:, column] = addresses
-        self.on_change(changed)
+        if self.on_change is not None:
+            self.on_change(np.flatnonzero(changed))
 
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
         for array, copy in self._copies.values():
-            self._target.copying(copy, array, self._stream)()
+            self._target.copying(copy, array, self.stream)()
 
     def scatter(self) -> list[partial]:
         """For after a launch: the calls that write copies back to where they came from."""
         return [
-            self._target.copying(array, copy, self._stream)
+            self._target.copying(array, copy, self.stream)
             for (_, column), (array, copy) in self._copies.items()
             if column >= self._first_written
         ]
@@ -186,7 +184,7 @@ class RowTable(AddressTable):
     Args:
         gradient: the view of the gradient's values.
         tensors: the views of the parameter and each of its state buffers.
-        target: the module that compiles and launches for the CPU.
+        target: what compiles and launches for the CPU.
         key: with it each row gets a number of its own behind its addresses. Default: None, none.
     """
 
@@ -194,7 +192,7 @@ class RowTable(AddressTable):
         self,
         gradient: RowsView,
         tensors: Sequence[np.ndarray],
-        target: ModuleType,
+        target: Target,
         key: int | None = None,
     ):
         values, indices = gradient.view(np.ndarray), gradient.indices
@@ -207,7 +205,7 @@ class RowTable(AddressTable):
         copied = [not _has_flat_rows(array) for array in columns]
         for column in np.flatnonzero(copied):
             columns[column] = np.empty((len(indices), *values.shape[1:]), columns[column].dtype)
-        origins = target.addresses(columns).tolist()
+        origins = pointers.addresses(columns).tolist()
         strides = [array.strides[0] for array in columns]
         if key is not None:  # as if it were an address: a number that grows from row to row
             origins.append(key)
@@ -220,7 +218,7 @@ class RowTable(AddressTable):
         places = np.empty((2, len(indices)), np.int64)
         pattern = np.array([origins, strides, copied])
         largest = gradient.largest
-        count = target.find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
+        count = find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
         chunks = chunks[:count]
         if not 0 < size <= target.CHUNK:
             chunks = cut(np.full(count, size), target.CHUNK)
@@ -237,7 +235,7 @@ class RowTable(AddressTable):
             sums = np.empty((slots[-1] + 1, *values.shape[1:]), number)
             self._before.append(_summing(values, sums, places, target))
             storages = number, *storages[1:]
-            (first,) = target.addresses([sums])
+            (first,) = pointers.addresses([sums])
             addresses[:count, 0][summed] = first + np.arange(len(sums)) * sums.strides[0]
             columns.append(sums)
         super().__init__(addresses[:count], chunks, storages, size)
@@ -266,11 +264,11 @@ def _has_flat_rows(array: np.ndarray) -> bool:
 
 
 def _summing(
-    values: np.ndarray, sums: np.ndarray, places: np.ndarray, target: ModuleType
+    values: np.ndarray, sums: np.ndarray, places: np.ndarray, target: Target
 ) -> Callable[[], None]:
     """A function that adds up rows: `places` has pairs of a row of `values` and one of `sums`."""
     size = math.prod(values.shape[1:])
-    origins = target.addresses([values, sums])
+    origins = pointers.addresses([values, sums])
     strides = values.strides[0], sums.strides[0]
     addresses = origins + places * strides
     if 0 < size <= target.CHUNK:
@@ -286,7 +284,7 @@ def _summing(
 
     def sum_up() -> None:
         sums.fill(0)
-        add()
+        commit(add.actions())
 
     return sum_up
 

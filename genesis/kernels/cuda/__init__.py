@@ -1,0 +1,231 @@
+"""Launch rules on NVIDIA GPUs: each launch is one grid over the chunks of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import buffers, cuda_driver
+from ..reductions import EPSILON
+from . import launching, streams, templates
+
+if TYPE_CHECKING:
+    from ..table import Table
+
+cuda = cuda_driver.compiler()
+
+CHUNK = 4096
+"""Elements in a chunk: 6,000 of them for 25 million parameters, enough for the last wave of blocks
+to be a small part of all."""
+
+
+class DeviceTable:
+    """The device's copy of a table, and the stream on which kernels work through it.
+
+    Nothing here waits for the device: small tables go to it in the order of the stream, numbers with
+    the launch itself.
+    """
+
+    def __init__(self, table: Table):
+        self.table = table
+        self.device = streams.device(table.device)
+        with self.device:
+            self.stream = streams.queue(table.stream)
+            if table.stream is not None:
+                # State was created on the default stream.
+                streams.order(streams.queue(None), self.stream)
+            self._addresses = cuda.to_device(table.addresses, stream=self.stream)
+            self._chunks = cuda.to_device(table.chunks, stream=self.stream)
+        table.on_change = self._upload
+
+    def _upload(self, rows: np.ndarray) -> None:
+        """Send the changed rows of the table, and those between them, to the device."""
+        if not len(rows):
+            return
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        changed = self.table.addresses[first:last]
+        with self.device:
+            if cuda_driver.SIMULATED:
+                self._addresses[first:last].copy_to_device(changed)
+            else:  # a slice of a device array would take 70 us, this takes 5
+                cuda_driver.need_context()
+                address = self._addresses.device_ctypes_pointer.value + first * changed.strides[0]
+                cuda_driver.send(changed, address, self.stream)
+
+    def array(self, host: np.ndarray) -> Any:
+        """A host array's copy on the device."""
+        with self.device:
+            return cuda.to_device(host, stream=self.stream)
+
+    def launcher(self, kernel: tuple[Any, Any], *others: Any) -> Callable[[tuple], object]:
+        """A function that launches a kernel on the table and other arrays, with given numbers."""
+        blocks = min(len(self.table.chunks), launching.blocks())
+        if not blocks:  # nothing but empty tensors
+            return lambda numbers: None
+        arrays = self._addresses, self._chunks, *others
+        with self.device:
+            launch = launching.launcher(kernel, blocks, self.stream, arrays)
+
+        def run(numbers: tuple) -> None:
+            with self.device:
+                if self.table.streams:  # of producers that may still be at work on the arrays
+                    with streams.in_turn(self.stream, self.table.streams):
+                        launch(numbers)
+                else:
+                    launch(numbers)
+
+        return run
+
+
+def on_device(table: Table) -> DeviceTable:
+    """The one copy of a table on its device."""
+    if table.mirror is None:
+        table.mirror = DeviceTable(table)
+    return table.mirror
+
+
+class Update:
+    """A rule bound to a table: calling it is a launch, with the scalars then in force."""
+
+    def __init__(self, rule: Callable, mirror: DeviceTable, scalars: np.ndarray):
+        self._scalars = scalars
+        storages, count = mirror.table.storages, len(scalars) - 1
+        kernel = launching.compiled(rule, templates.template_of, storages, count)
+        self._launch = mirror.launcher(kernel, mirror.array(np.ones(1, scalars.dtype)))
+        self.factor = mirror.array(np.ones(1, scalars.dtype))
+        self._launch_clipped = mirror.launcher(kernel, self.factor)
+        self.clips_next = False
+        """Whether the next launch multiplies gradients by what the device has in `factor`."""
+
+    steady = True
+
+    def actions(self) -> list[partial]:
+        """The calls that put the update on the stream."""
+        return [partial(self)]
+
+    def __call__(self) -> None:
+        launch = self._launch_clipped if self.clips_next else self._launch
+        self.clips_next = False
+        launch(tuple(self._scalars))
+
+
+class Reduction:
+    """A reduction bound to a table's first column; its results, one a chunk, are on the device."""
+
+    def __init__(self, reduction: Callable, mirror: DeviceTable, start: float, exponent: float):
+        table = mirror.table
+        kind = np.dtype(table.arithmetic).type
+        self.results = mirror.array(np.zeros(len(table.chunks), kind))
+        kernel = launching.compiled(
+            reduction, templates.reduction_template_of, table.storages, table.arithmetic
+        )
+        self._launch = mirror.launcher(kernel, self.results)
+        self._scalars = kind(start), kind(exponent)
+
+    def launch(self) -> None:
+        """Put the reduction on the stream."""
+        self._launch(self._scalars)
+
+    def __call__(self) -> np.ndarray:
+        """The results on the host, as float64; waits for them."""
+        self.launch()
+        return buffers.host_copy(self.results).astype(np.float64)
+
+
+class Clip:
+    """Clips the norm that the gradients of several updates have together, all on the device.
+
+    One launch for each table reduces its gradients, one more turns the results into the factor that
+    the updates then find on the device. The host learns the norm when it asks for it.
+    """
+
+    def __init__(self, updates: list[Update], reductions: list[Reduction], mirror: DeviceTable):
+        self._updates, self._reductions = updates, reductions
+        kind = reductions[0].results.dtype
+        self._kind = kind.type
+        self._norm = mirror.array(np.zeros(1, kind))
+        views = [buffers.view(reduction.results) for reduction in reductions]
+        sums = [[view.ctypes.data, view.size] for view in views]
+        factors = [buffers.view(update.factor).ctypes.data for update in updates]
+        arrays = mirror.array(np.array(sums, np.int64)), mirror.array(np.array(factors, np.int64))
+        self._device = mirror.device
+        with self._device:
+            kernel = launching.compiled_for(kind.name, templates.clip_template_of)
+            self._launch = launching.launcher(kernel, 1, mirror.stream, (*arrays, self._norm))
+
+    def __call__(self, max_norm: float) -> Callable[[], float]:
+        """Put everything on the stream; returns a function that waits for the norm."""
+        for reduction in self._reductions:
+            reduction.launch()
+        numbers = max_norm, EPSILON, 0.0, 1.0
+        with self._device:
+            self._launch(tuple(self._kind(number) for number in numbers))
+        for update in self._updates:
+            update.clips_next = True
+        return lambda: float(buffers.host_copy(self._norm)[0])
+
+
+def bind(
+    rule: Callable,
+    table: Table,
+    scalars: np.ndarray,
+    *,
+    copy: str | None = None,
+    moments: np.ndarray | None = None,
+) -> Update:
+    """See `target.Target`, as for the functions below."""
+    if moments is not None:
+        raise NotImplementedError(
+            "stochastic_rounding works on the CPU only: use master_weights on a GPU"
+        )
+    if copy:
+        rule = templates.rule_with_copy(rule, copy, table.storages[-1])
+    return Update(rule, on_device(table), scalars)
+
+
+def bind_transform(
+    function: Callable, table: Table, scalars: np.ndarray
+) -> Callable[[], list[partial]]:
+    kernel = launching.compiled(
+        function, templates.transform_template_of, table.storages, scalars.dtype.name, len(scalars)
+    )
+    call = partial(on_device(table).launcher(kernel), tuple(scalars))
+    return lambda: [call]
+
+
+def bind_reduction(reduction: Callable, table: Table, start: float, exponent: float) -> Reduction:
+    return Reduction(reduction, on_device(table), start, exponent)
+
+
+def bind_clip(updates: list[Update], reductions: list[Reduction], table: Table) -> Clip:
+    return Clip(updates, reductions, on_device(table))
+
+
+def copying(target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
+    return partial(_copy, target, source, stream)
+
+
+def _copy(target: np.ndarray, source: np.ndarray, stream: Any) -> None:
+    if not target.size:
+        return
+    layout = buffers.layout(target)
+    ends = source.ctypes.data, target.ctypes.data
+    geometry = *ends, *target.shape, *source.strides, *target.strides
+    producers = {view.stream for view in (target, source)} - {None}  # type: ignore[attr-defined]
+    with streams.device(layout.device):
+        queue = streams.queue(stream)
+        blocks = min(-(-target.size // templates.THREADS), launching.blocks())
+        arrays = (_uploaded(geometry, layout.device, queue),)
+        kernel = launching.compiled_for(layout.dtype, templates.copy_template_of)
+        launch = launching.launcher(kernel, blocks, queue, arrays)
+        with streams.in_turn(queue, producers):
+            launch((target.size, target.ndim))
+
+
+@lru_cache(maxsize=4096)
+def _uploaded(numbers: tuple[int, ...], device: str, stream: Any) -> Any:
+    """Numbers as an array on the device, kept for the next step: to free it would wait for that."""
+    return cuda.to_device(np.array(numbers, np.int64), stream=stream)

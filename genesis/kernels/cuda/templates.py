@@ -1,0 +1,260 @@
+"""The code that runs on a GPU, and what makes it into kernels for certain rules and storage types.
+
+Each block works through chunks of a table, its threads side by side on neighbouring vectors of 16 bytes
+a column; elements before the first aligned one and after the last whole vector go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.core import types
+
+from ... import cuda_driver
+from .. import reductions
+from ..compiling import Kept
+from ..copies import with_copy
+from ..specialise import anew, described, specialised
+
+if cuda_driver.SIMULATED:
+    from .. import simulated as storage
+else:
+    from .. import storage  # type: ignore[no-redef]
+
+cuda = cuda_driver.compiler()
+device_function = storage.device_function if cuda_driver.SIMULATED else cuda.jit(device=True)
+
+
+def _device_rule(rule: Callable) -> Any:
+    """A rule as kernels can call it; in the simulator it is a Python function, as all it calls."""
+    if cuda_driver.SIMULATED:
+        return device_function(rule)
+    return device_function(anew(rule, lambda function, like: device_function(function)))
+
+
+# In the simulator every thread is a Python thread; a few show the same logic as many.
+THREADS = 4 if cuda_driver.SIMULATED else 256
+
+_TABLE = types.Array(types.int64, 2, "C")
+
+# Names for which specialised kernels have functions, types and numbers (see `specialise`).
+rule = combined = row_of = read = write = update_lanes = first_aligned = LANES = NUMBER = None
+
+
+def update(addresses, chunks, factor, scalars):
+    """Apply the rule to every element of every chunk.
+
+    Args:
+        addresses, chunks: the table, int64.
+        factor: one number on the device by which gradients are multiplied, such as a clip factor.
+        scalars: another such number, known to the host, and the rule's scalars.
+    """
+    thread = cuda.threadIdx.x
+    threads = cuda.blockDim.x
+    scale = scalars[0] * factor[0]
+    hyper = scalars[1:]
+    chunk = cuda.blockIdx.x
+    while chunk < chunks.shape[0]:  # `range` would divide, in 64 bits, to count its rounds
+        start = chunks[chunk, 1]
+        stop = chunks[chunk, 2]
+        tensors = row_of(addresses, chunks[chunk, 0])
+        first = first_aligned(tensors, start, stop)
+        last = first + (stop - first) // LANES * LANES
+        i = first + thread * LANES
+        while i < last:
+            update_lanes(tensors, i, scale, hyper)
+            i += threads * LANES
+        before = first - start
+        single = thread
+        while single < before + stop - last:
+            i = start + single if single < before else last + single - before
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * scale, values[2:], hyper)
+            write(tensors[1:], i, (param,) + state)
+            single += threads
+        chunk += cuda.gridDim.x
+
+
+def transform(addresses, chunks, scalars):
+    """Replace every element of the first column by what a function of it and the scalars gives."""
+    chunk = cuda.blockIdx.x
+    while chunk < chunks.shape[0]:
+        tensors = row_of(addresses, chunks[chunk, 0])
+        i = chunks[chunk, 1] + cuda.threadIdx.x
+        while i < chunks[chunk, 2]:
+            write(tensors, i, (rule(read(tensors, i)[0], scalars),))
+            i += cuda.blockDim.x
+        chunk += cuda.gridDim.x
+
+
+def reduce(addresses, chunks, results, scalars):
+    """Reduce the first column of each chunk to one number, always in the same order.
+
+    `scalars` are what a total begins with, and an exponent.
+    """
+    totals = cuda.shared.array(THREADS, NUMBER)
+    thread = cuda.threadIdx.x
+    start, exponent = scalars
+    chunk = cuda.blockIdx.x
+    while chunk < chunks.shape[0]:
+        tensors = row_of(addresses, chunks[chunk, 0])
+        total = start
+        i = chunks[chunk, 1] + thread
+        while i < chunks[chunk, 2]:
+            total = rule(total, read(tensors, i)[0], exponent)
+            i += THREADS
+        totals[thread] = total
+        cuda.syncthreads()
+        half = THREADS // 2
+        while half > 0:
+            if thread < half:
+                totals[thread] = combined(totals[thread], totals[thread + half], exponent)
+            cuda.syncthreads()
+            half //= 2
+        if thread == 0:
+            results[chunk] = totals[0]
+        cuda.syncthreads()
+        chunk += cuda.gridDim.x
+
+
+def find_clip_factor(results, factors, norm, scalars):
+    """From sums of squares find the norm and the factor that clips it; for one block.
+
+    Row by row `results` holds an address and a count of sums, and `factors` the addresses where
+    the factor is wanted. `scalars` are the largest norm allowed, torch's small number beside it,
+    0 and 1.
+    """
+    totals = cuda.shared.array(THREADS, NUMBER)
+    thread = cuda.threadIdx.x
+    max_norm, epsilon, zero, one = scalars
+    total = zero
+    for row in range(results.shape[0]):
+        sums = (results[row, 0],)
+        i = thread
+        while i < results[row, 1]:
+            total = total + read(sums, i)[0]
+            i += THREADS
+    totals[thread] = total
+    cuda.syncthreads()
+    half = THREADS // 2
+    while half > 0:
+        if thread < half:
+            totals[thread] = totals[thread] + totals[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    if thread == 0:
+        norm[0] = rule(totals[0])
+        factor = max_norm / (norm[0] + epsilon)
+        if factor > one:
+            factor = one
+        for row in range(factors.shape[0]):
+            write((factors[row],), 0, (factor,))
+
+
+def copy_strided(geometry, numbers):
+    """Copy an array element by element, whatever the strides of source and target.
+
+    `geometry` holds source and target address, the shape, and the strides of both in bytes;
+    `numbers` how many elements there are and how many axes.
+    """
+    size, axes = numbers
+    step = cuda.gridDim.x * cuda.blockDim.x
+    begin = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    for i in range(begin, size, step):
+        rest = i
+        source = geometry[0]
+        target = geometry[1]
+        for axis in range(axes - 1, -1, -1):
+            position = rest % geometry[2 + axis]
+            rest = rest // geometry[2 + axis]
+            source += position * geometry[2 + axes + axis]
+            target += position * geometry[2 + 2 * axes + axis]
+        write((target,), 0, read((source,), 0))
+
+
+@Kept
+def rule_with_copy(rule: Callable, copy: str, storage_type: str) -> Callable:
+    """A rule that also gives a copy of the parameter in a storage type, see `copies.with_copy`."""
+    edited = storage.edited(storage_type, False, storage.GLOBAL)
+    return with_copy(rule, copy, edited, _device_rule)
+
+
+def template_of(
+    rule: Callable, storages: tuple[str, ...], scalars: int
+) -> tuple[Callable, types.Type]:
+    """The update kernel for a rule and storage types, to be compiled, and its signature."""
+    number = storage.arithmetic(storages[1])
+    device_rule = _device_rule(rule)
+    names = {
+        "rule": device_rule,
+        "row_of": storage.addresses(len(storages)),
+        "read": storage.reader(storages, number, storage.GLOBAL),
+        "write": storage.writer(storages[1:], number, storage.GLOBAL),
+        "first_aligned": storage.first_aligned(storages),
+        "update_lanes": storage.lane_updater(device_rule, storages, number),
+        "LANES": storage.lanes(storages),
+    }
+    signature = types.void(
+        _TABLE, _TABLE, types.Array(number, 1, "C"), types.UniTuple(number, 1 + scalars)
+    )
+    return specialised(update, described(rule, storages), names), signature
+
+
+def transform_template_of(
+    function: Callable, storages: tuple[str, ...], arithmetic: str, scalars: int
+) -> tuple[Callable, types.Type]:
+    """The kernel that transforms a first column, to be compiled, and its signature."""
+    number = getattr(types, arithmetic)
+    names = {
+        "rule": _device_rule(function),
+        "row_of": storage.addresses(len(storages)),
+        "read": storage.reader(storages[:1], number, storage.GLOBAL),
+        "write": storage.writer(storages[:1], number, storage.GLOBAL),
+    }
+    signature = types.void(_TABLE, _TABLE, types.UniTuple(number, scalars))
+    name = f"transform_in_{arithmetic}_{described(function, storages)}"
+    return specialised(transform, name, names), signature
+
+
+def reduction_template_of(
+    reduction: Callable, storages: tuple[str, ...], arithmetic: str
+) -> tuple[Callable, types.Type]:
+    """The kernel that reduces a first column, to be compiled, and its signature."""
+    number = getattr(types, arithmetic)
+    names = {
+        "rule": _device_rule(reduction),
+        "combined": device_function(reductions.COMBINED.get(reduction, reductions.added)),
+        "row_of": storage.addresses(len(storages)),
+        "read": storage.reader(storages[:1], number, storage.GLOBAL),
+        "NUMBER": number,
+    }
+    results = types.Array(number, 1, "C")
+    signature = types.void(_TABLE, _TABLE, results, types.UniTuple(number, 2))
+    name = f"reduce_in_{arithmetic}_{described(reduction, storages)}"
+    return specialised(reduce, name, names), signature
+
+
+def clip_template_of(kind: str) -> tuple[Callable, types.Type]:
+    """The kernel that finds a clip factor, to be compiled, and its signature."""
+    number = getattr(types, kind)
+    names = {
+        "rule": device_function(reductions.root),
+        "read": storage.reader((kind,), number, storage.GLOBAL),
+        "write": storage.writer((kind,), number, storage.GLOBAL),
+        "NUMBER": number,
+    }
+    vectors = types.Array(types.int64, 1, "C"), types.Array(number, 1, "C")
+    signature = types.void(_TABLE, *vectors, types.UniTuple(number, 4))
+    return specialised(find_clip_factor, f"find_clip_factor_{kind}", names), signature
+
+
+def copy_template_of(dtype: str) -> tuple[Callable, types.Type]:
+    """The kernel that copies between strides, to be compiled, and its signature."""
+    number = storage.arithmetic(dtype)
+    names = {
+        "read": storage.reader((dtype,), number, storage.GLOBAL),
+        "write": storage.writer((dtype,), number, storage.GLOBAL),
+    }
+    signature = types.void(types.Array(types.int64, 1, "C"), types.UniTuple(types.int64, 2))
+    return specialised(copy_strided, f"copy_{dtype}", names), signature

@@ -1,0 +1,274 @@
+"""Launches: kernels, the tensors that they work on, and the numbers that change from step to step.
+
+The first launch for a kind of device imports its target, and Numba with it; this module does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import buffers
+from ..commit import commit
+from ..sparse import RowsView
+from . import compiling, reductions, transforms
+
+Copy = Literal["copy", "master", None]
+"""Whether a last column holds copies of the parameters, see `prepare`."""
+
+
+class OverTable:
+    """Something that runs kernels over a table of tensors."""
+
+    def __init__(
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        stream: Any,
+        keys: Sequence[int] | None = None,
+    ):
+        self._target = compiling.target_named(buffers.layout(columns[0][0]).device)
+        self._stream = stream
+        self._table = self._laid_out(columns, keys)
+        self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
+
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+        return import_module(".table", __package__).Table(columns, self._target, self._stream, keys)
+
+    def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
+        """What each chunk of the first column comes to, and the tensor that it belongs to."""
+        reduction = reductions.reduction_for(norm_type)
+        return self._reduction(reduction, norm_type)(), self._table.chunks[:, 0]
+
+    @property
+    def squares_may_overflow(self) -> bool:
+        """Whether squares may overflow of numbers that the table's own arithmetic can hold."""
+        if self._table.device == "cpu":  # where sums are float64
+            return self._table.storages[0] == self._table.arithmetic == "float64"
+        return self._table.storages[0] != "float16"
+
+    def reduce_small(self) -> tuple[np.ndarray, float]:
+        """Sums of squares that cannot overflow, and what the elements were multiplied by for it."""
+        scale = reductions.SMALL[self._table.arithmetic]
+        return self._reduction(reductions.small_squares, scale)(), scale
+
+    def _reduction(self, reduction: Callable, exponent: float) -> Callable[[], np.ndarray]:
+        """What reduces the first column, ready to be called."""
+        key = reduction, exponent
+        if key not in self._reductions:
+            start = reductions.START.get(reduction, 0.0)
+            bound = self._target.bind_reduction(reduction, self._table, start, exponent)
+            self._reductions[key] = bound
+        self._table.gather()
+        return self._reductions[key]
+
+
+class Launch(OverTable):
+    """A rule, compiled, and the tensors that it is to update; kept from step to step.
+
+    Made by `prepare`. A step is `set_scalars`, then `run()`, which updates every tensor. Where the
+    update is part of something larger that is to happen whole or not at all, `gather()` comes in
+    place of `run()`, and then the calls that `actions()` lists, with nothing between them.
+    """
+
+    def __init__(
+        self,
+        rule: Callable,
+        columns: Sequence[Sequence[np.ndarray]],
+        scalars: int,
+        stream: Any,
+        copy: Copy,
+        keys: Sequence[int] | None,
+    ):
+        super().__init__(columns, stream, keys)
+        # The kernel's first scalar is the factor on gradients, then come the rule's own.
+        self._scalars = np.empty(1 + scalars, self._table.arithmetic)
+        self._pack = Struct(f"{1 + scalars}{self._scalars.dtype.char}").pack_into
+        self._packed = self._scalars.data
+        self._moments = None if keys is None else np.zeros(1, np.int64)
+        self._rule, self._copy = rule, copy
+        self._bind()
+
+    def _bind(self) -> None:
+        self._clip: Any = None
+        self._zero: Any = None
+        self._update = self._target.bind(
+            self._rule, self._table, self._scalars, copy=self._copy, moments=self._moments
+        )
+
+    @property
+    def steady(self) -> bool:
+        """Whether `actions` always gives the same calls, so that a list of them can be kept."""
+        return self._update.steady
+
+    @property
+    def indirect(self) -> bool:
+        """Whether `take_gradients` and `gather` have anything to do on the host."""
+        return self._table.has_copies
+
+    def gather(self) -> None:
+        """Make ready what the update reads from copies of tensors."""
+        self._table.gather()
+
+    def actions(self) -> list[partial]:
+        """The calls that update every tensor, for `commit`."""
+        if self._table.has_copies:
+            return [*self._update.actions(), *self._table.scatter()]
+        return self._update.actions()
+
+    def run(self) -> None:
+        """Update every tensor."""
+        self._table.gather()
+        commit(self.actions())
+
+    def cells(self) -> np.ndarray:
+        """Where the table can be told that gradients have moved, see `table.Table.cells`."""
+        return self._table.cells()
+
+    def take_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        """Take in what `cells` cannot say of gradients: those that do not lie flat, or on a device."""
+        if self._table.device != "cpu":
+            self._table.refresh(0, gradients)
+        elif self._table.has_copies:
+            self._table.set_sources(gradients)
+
+    def release_gradients(self) -> None:
+        """Hold no gradients that the parameters may not hold any more."""
+        if self._table.has_copies:
+            self._table.set_sources([None] * len(self._table.addresses))
+
+    def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        """Take other gradients, of the same layouts, for the same tensors."""
+        self._table.refresh(0, gradients)
+
+    def set_scalars(self, scale: float, hyper: Sequence[float], moment: int = 0) -> None:
+        """Set the factor on gradients and the rule's scalars, rounded once to its arithmetic.
+
+        `moment` is the number of the update, of which only random rounding makes use.
+
+        Raises TypeError for what is no number, OverflowError for what float32 cannot hold.
+        """
+        try:
+            self._pack(self._packed, 0, scale, *hyper)
+        except struct_error:
+            raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
+        if self._moments is not None:
+            self._moments[0] = moment
+
+    def multiply_gradients(self, factor: float) -> None:
+        """Let the next `run` multiply gradients by one more factor."""
+        self._scalars[0] *= factor
+
+    def zero_gradients(self) -> list[partial] | None:
+        """The calls that fill the gradients with zeros; None if they do not all lie flat."""
+        if self._table.has_copies:
+            return None
+        if self._zero is None:
+            zero = np.zeros(1, self._table.arithmetic)
+            self._zero = self._target.bind_transform(transforms.fill, self._table, zero)
+        return self._zero()
+
+    def clip_on_device(
+        self, others: Sequence[Launch], max_norm: float
+    ) -> Callable[[], float] | None:
+        """Clip these launches' common norm without the host, if they are all on one GPU.
+
+        Returns:
+            A function that waits for the norm before clipping; None if this cannot be done.
+        """
+        launches = [self, *others]
+        kinds = {(each._table.device, each._scalars.dtype, each._stream) for each in launches}
+        if self._target.bind_clip is None or len(kinds) > 1:
+            return None
+        reduced = [launch._reduction(reductions.squares, 2.0) for launch in launches]
+        if self._clip is None or self._clip[0] != launches:
+            updates = [launch._update for launch in launches]
+            self._clip = launches, self._target.bind_clip(updates, reduced, self._table)
+        return self._clip[1](max_norm)
+
+
+class RowLaunch(Launch):
+    """The launch for one tensor with a sparse gradient: it is laid out anew for other rows."""
+
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+        self._columns, self._keys = columns, keys
+        (gradient,), *tensors = columns
+        key = None if keys is None else keys[0]
+        table = import_module(".table", __package__)
+        return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
+
+    steady = False
+    indirect = True
+
+    def zero_gradients(self) -> None:
+        return None
+
+    def cells(self) -> np.ndarray:
+        return np.zeros(1, np.int64)
+
+    def take_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        if gradients[0] is not self._columns[0][0]:
+            self.refresh_gradients(gradients)
+
+    def release_gradients(self) -> None:
+        """The rows of the gradient are what the table was laid out for: they stay."""
+
+    def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
+        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)
+        self._reductions = {}
+        self._bind()
+
+
+class Batch(OverTable):
+    """Tensors of one device and data type that are reduced, or worked on in place.
+
+    Args:
+        tensors: their views (see `buffers.view`).
+        stream: on a GPU the stream to work on. Default: None, the default stream.
+    """
+
+    def __init__(self, tensors: Sequence[np.ndarray], stream: Any = None):
+        super().__init__([tensors], stream)
+
+    def transforming(self, function: Callable, scalars: Sequence[float]) -> list[partial]:
+        """The calls that replace every element `x` by `function(x, scalars)`, for `commit`.
+
+        See `transforms`. What they read of tensors that do not lie flat is copied here and now.
+        """
+        values = np.array(scalars, self._table.arithmetic)
+        calls = self._target.bind_transform(function, self._table, values)
+        self._table.gather()
+        return [*calls(), *self._table.scatter()]
+
+
+def prepare(
+    rule: Callable,
+    columns: Sequence[Sequence[np.ndarray]],
+    scalars: int,
+    stream: Any = None,
+    *,
+    copy: Copy = None,
+    keys: Sequence[int] | None = None,
+) -> Launch:
+    """Compile a rule for the place where the columns lie, and lay out its launch.
+
+    Args:
+        rule: a function `(param, grad, state, hyper) -> (param, state)`, see `rules`.
+        columns: the tensors: gradients, parameters, then each of the rule's state buffers, as views
+            (see `buffers.view`) that share device and data type in each column. A gradient that is
+            the view of a `SparseGrad` is alone in its column.
+        scalars: how many numbers the rule takes apart from `hyper`.
+        stream: on a GPU the stream to work on. Default: None, the default stream.
+        copy: the last column is no state, but holds the new parameters in another storage type. Of a
+            "copy" nobody reads what it held before; if it is the "master"'s copy, elements that were
+            edited since the last update are taken over into the master. Default: None.
+        keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
+            rounded. Default: None, it is rounded to the nearest.
+    """
+    launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
+    return launch(rule, columns, scalars, stream, copy, keys)

@@ -1,0 +1,75 @@
+"""What a module offers that compiles kernels for one kind of device and launches them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .table import AddressTable, Table
+
+
+class Update(Protocol):
+    """A rule bound to a table; an update takes the scalars that are then in force."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether `actions` always gives the same calls, so that a list of them can be kept."""
+
+    def actions(self) -> list[partial]:
+        """The calls that update every tensor, for `commit`."""
+
+
+class Target(Protocol):
+    """What `cpu` and `cuda` offer to tables and launches; `compiling.target_named` finds them.
+
+    Work is put on the table's stream; None stands for the default one, and for all there is on the CPU.
+    """
+
+    CHUNK: int
+    """How many elements of a tensor a table's chunk has."""
+
+    def bind(
+        self,
+        rule: Callable,
+        table: Table | AddressTable,
+        scalars: np.ndarray,
+        *,
+        copy: str | None = None,
+        moments: np.ndarray | None = None,
+    ) -> Update:
+        """Compile a rule for a table.
+
+        Args:
+            rule: the rule.
+            table: the table; with `moments` it has keys.
+            scalars: the factor on gradients and the rule's scalars, looked at when the update is made.
+            copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
+            moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is
+                rounded at random, in a way that follows from it. Default: None, to the nearest.
+        """
+
+    def bind_transform(
+        self, function: Callable, table: Table, scalars: np.ndarray
+    ) -> Callable[[], list[partial]]:
+        """What gives calls that replace each element `x` of a first column by `function(x, scalars)`."""
+
+    def bind_reduction(
+        self, reduction: Callable, table: Table, start: float, exponent: float
+    ) -> Callable[[], np.ndarray]:
+        """What reduces a table's first column, each chunk to one float64, beginning with `start`."""
+
+    @property
+    def bind_clip(self) -> Callable[..., Callable[[float], Callable[[], float]]] | None:
+        """What clips a common norm without the host; None where all is done by the host.
+
+        It takes updates and reductions to sums of squares, both bound here before, and the table of
+        one of them. The result, given the largest norm allowed, lets the next call of each update
+        clip, and returns a function that waits for the norm.
+        """
+
+    def copying(self, target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
+        """The call that copies between arrays of any strides, given their views."""
