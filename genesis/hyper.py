@@ -13,7 +13,7 @@ The constructor, its checks, those of a group that is changed later, and the tex
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +85,8 @@ class Number(Hyper):
         whole: it is an int. Default: False.
         switch: for 0 there is another kernel, which is compiled without it. Default: False.
         unset: None makes sense, too. Default: False.
+        scheduled: so does a function of the step, counted from 0, that gives such a number.
+            Default: False.
     """
 
     interval: checks.Interval = EVERYTHING
@@ -92,6 +94,7 @@ class Number(Hyper):
     whole: bool = False
     switch: bool = False
     unset: bool = False
+    scheduled: bool = False
 
     @property
     def switches(self) -> bool:
@@ -119,14 +122,17 @@ class Number(Hyper):
             ends = (
                 f" {'of at most' if self.interval.high_closed else 'below'} {self.interval.high:g}"
             )
-        return f"{word}{ends}" + (", or None" if self.unset else "")
+        others = ", or None" * self.unset + ", or a function of the step" * self.scheduled
+        return f"{word}{ends}{others}"
 
     @property
     def annotation(self) -> str:
-        return ("int" if self.whole else "float") + (" | None" if self.unset else "")
+        kind = "int" if self.whole else "float"
+        return kind + " | None" * self.unset + " | Callable[[int], float]" * self.scheduled
 
     def check(self, name: str, value: Any) -> None:
-        self.check_titled(self.title or f"{name} value", value)
+        if not (self.scheduled and is_function(value)):
+            self.check_titled(self.title or f"{name} value", value)
 
     def check_titled(self, title: str, value: Any) -> None:
         """As `check`, with what messages call it."""
@@ -229,9 +235,13 @@ def number(
     return Number(default, text, "", interval, infinite, switch=switch, unset=unset)
 
 
-def rate(default: Any = REQUIRED, text: str = "learning rate") -> Number:
-    """A rate: a finite number of at least 0."""
-    return Number(default, text, "learning rate", NON_NEGATIVE)
+def rate(default: Any = REQUIRED, text: str = "learning rate", *, scheduled: bool = True) -> Number:
+    """A rate: a finite number of at least 0, or, if it may be `scheduled`, a function of the step.
+
+    Such a function takes the number of updates that a parameter has had, from 0, and gives the rate of
+    the next one, as those of `genesis.optim.schedules` do.
+    """
+    return Number(default, text, "learning rate", NON_NEGATIVE, scheduled=scheduled)
 
 
 def non_negative(default: Any = REQUIRED, text: str = "", *, switch: bool = False) -> Number:
@@ -280,6 +290,38 @@ def flag(default: bool, text: str = "") -> Flag:
 def word(words: Sequence[str], text: str = "") -> Choice:
     """None, the default, or one of these words. For optimizers that are no rule."""
     return Choice(None, text, "", tuple(words))
+
+
+def is_function(value: Any) -> bool:
+    """Whether a hyper-parameter is given as a function of the step."""
+    return callable(value) and not isinstance(value, type)
+
+
+def scheduled(hypers: Mapping[str, Hyper], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of hyper-parameters that are functions of the step in these settings."""
+    return tuple(
+        name
+        for name, declared in hypers.items()
+        if getattr(declared, "scheduled", False) and is_function(settings[name])
+    )
+
+
+def at(
+    hypers: Mapping[str, Hyper], settings: dict[str, Any], names: Iterable[str], step: int
+) -> dict[str, Any]:
+    """Settings in which the named hyper-parameters, functions of the step, are numbers.
+
+    Raises:
+        TypeError, ValueError: a function gives an impossible value.
+    """
+    found = dict(settings)
+    for name in names:
+        found[name] = checks.plain(settings[name](step))
+        try:
+            replace(hypers[name], scheduled=False).check(name, found[name])  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (from {settings[name]!r} at step {step})") from None
+    return found
 
 
 def declared(name: str, default: Any) -> Hyper:

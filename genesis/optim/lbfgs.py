@@ -94,7 +94,7 @@ class LBFGS(Optimizer):
     """
 
     _hypers: ClassVar = {
-        "lr": hyper.rate(1),
+        "lr": hyper.rate(1, scheduled=False),
         "max_iter": hyper.count(20),
         "max_eval": hyper.count(),
         "tolerance_grad": hyper.non_negative(1e-7),

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, ClassVar
 
-from .. import buffers
+from .. import buffers, hyper
 from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
@@ -253,7 +253,7 @@ class Optimizer:
         Returns:
             A dict with "state", for each parameter that has any its state by the parameter's number
             (host arrays and the int "step"), and "param_groups", the groups with such numbers in
-            place of the parameters.
+            place of the parameters, and the last value in place of a function of the step.
         """
         own = self._hooks or hooks.Hooks()
         for hook in list(own.state_dict_pre.values()):
@@ -278,14 +278,23 @@ class Optimizer:
         for group in self.param_groups:
             numbers = [number[parameter] for parameter in group["params"]]
             settings = {name: value for name, value in group.items() if name != "params"}
+            functions = hyper.scheduled(self._hypers, settings)
+            if functions:
+                settings = hyper.at(self._hypers, settings, functions, self._last_step(group))
             groups.append({**deepcopy(settings), "params": numbers})
         return {"state": state, "param_groups": groups}
+
+    def _last_step(self, group: dict[str, Any]) -> int:
+        """How many updates the parameters of a group had had when they had their last."""
+        steps = [self.state.get(parameter, {}).get("step", 0) for parameter in group["params"]]
+        return max(0, int(max(steps, default=0)) - 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over state and hyper-parameters from what `state_dict()` returned.
 
         Everything is copied, and a state buffer keeps the data type in which it was saved. The dict
-        may come from the torch optimizer of the same name, tensors and all.
+        may come from the torch optimizer of the same name, tensors and all. A learning rate that a
+        group has as a function of the step stays that function, as of it only a value is saved.
 
         Args:
             state_dict: the dict, saved by an optimizer with groups of the same sizes.
@@ -339,7 +348,8 @@ class Optimizer:
                     f"of {len(group['params'])}"
                 )
             owner.update(zip(saved["params"], group["params"]))
-            loaded = {**optional, **saved, "params": group["params"]}
+            functions = {name: group[name] for name in hyper.scheduled(self._hypers, group)}
+            loaded = {**optional, **saved, **functions, "params": group["params"]}
             if "param_names" in group:
                 loaded.setdefault("param_names", group["param_names"])
             self._check_group(loaded)

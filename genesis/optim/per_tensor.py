@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import buffers
+from .. import buffers, hyper
 from ..commit import assign, prepared
 from ..kernels import reductions
 from ..nn.utils.clip_grad import norm_and_finite
@@ -75,7 +75,7 @@ class PerTensor(GradientOptimizer):
                 factor *= reductions.clip_factor(max_norm, norm)
         writes: list[partial] = []
         for each in work:
-            for name in self._numbers:
+            for name in each.counted:
                 each.state[name] += 1
             if each.parameter.size:
                 writes += self._writes(each, factor)
@@ -110,15 +110,19 @@ class PerTensor(GradientOptimizer):
                     expected = self._state_shape(name, parameter)
                     used.append(arrays.Used(what, state[name], expected, parameter.device))
             if gradient is not None:
-                work.append(_Work(group, parameter, gradient, state))
+                scheduled = hyper.scheduled(self._hypers, group)
+                counted = self._numbers or (("step",) if scheduled else ())
+                self._complete(parameter, state, counted)
+                settings = hyper.at(self._hypers, group, scheduled, state.get("step", 0))
+                work.append(_Work(settings, parameter, gradient, state, counted))
         arrays.usable(written, others)
-        for each in work:
-            self._complete(each.parameter, each.state)
         return work
 
-    def _complete(self, parameter: Parameter, state: dict[str, Any]) -> None:
+    def _complete(
+        self, parameter: Parameter, state: dict[str, Any], counted: tuple[str, ...]
+    ) -> None:
         """Begin what state does not hold yet."""
-        for name in self._numbers:
+        for name in counted:
             state.setdefault(name, 0)
         for name in self._names(parameter):
             if name not in state:
@@ -141,12 +145,13 @@ class PerTensor(GradientOptimizer):
 
 
 class _Work(NamedTuple):
-    """One parameter's update: its group, its gradient, and its state as it is to become."""
+    """One parameter's update: the settings for it, its gradient, and its state as it is to become."""
 
     group: dict[str, Any]
     parameter: Parameter
     gradient: np.ndarray
     state: dict[str, Any]
+    counted: tuple[str, ...]
 
 
 def arithmetic(dtype: np.dtype) -> np.dtype:

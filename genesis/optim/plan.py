@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import buffers, checks, kernels
+from .. import buffers, checks, hyper, kernels
 from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
@@ -98,7 +98,8 @@ class Plan:
         first: int,
         check_lr: Callable[[dict[str, Any]], None],
     ):
-        self.recipe, self.settings, self.first, self.check_lr = recipe, settings, first, check_lr
+        self.recipe, self.first, self.check_lr = recipe, first, check_lr
+        self.take_settings(settings)
         self.written = recipe.written_for(settings)
         self.types = precision.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
@@ -108,9 +109,10 @@ class Plan:
         self.arrays: list[np.ndarray] = []
         self.whose: list[tuple[str, str]] = []
         self.state, self.edits = state, state.edits
-        self.count, self._initial = state._edits, recipe.initial(settings)
-        # Random bits follow from the number of the update, so that one must be kept.
-        self._kept = numbers or (("step",) if self.types.stochastic_rounding else ())
+        self.count, self._initial = state._edits, recipe.initial(self._settings_at(0))
+        # Random bits and functions of the step need the number of the update, so it must be kept.
+        counts = self.types.stochastic_rounding or self._scheduled
+        self._kept = numbers or (("step",) if counts else ())
         self.views = [p._view for p in parameters]
         self._workings = [p._working for p in parameters]
         self._outdated: list[Any] = []
@@ -227,8 +229,17 @@ class Plan:
             self.check_lr(group)
         except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
             return False
-        self.settings["lr"] = checks.plain(rate)
+        self.take_settings({**self.settings, "lr": checks.plain(rate)})
         return True
+
+    def take_settings(self, settings: dict[str, Any]) -> None:
+        """Go by these settings from the next update on; they have been checked."""
+        self.settings = settings
+        self._scheduled = hyper.scheduled(self.recipe.hypers, settings)
+
+    def _settings_at(self, step: int) -> dict[str, Any]:
+        """The settings after so many updates."""
+        return hyper.at(self.recipe.hypers, self.settings, self._scheduled, step)
 
     def set_scalars(self) -> None:
         """Compute the numbers of the next update of each bucket, and hand them to its kernel."""
@@ -238,6 +249,8 @@ class Plan:
         for bucket in self.buckets:
             before, after = bucket.numbers, bucket.after
             step = after["step"] = before["step"] + 1
+            if self._scheduled:
+                settings = self._settings_at(step - 1)
             named = None
             if recipe.has_numbers:
                 named = recipe.named(settings, before, step)

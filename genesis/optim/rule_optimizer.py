@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import checks, kernels
+from .. import checks, hyper, kernels
 from ..commit import commit
 from ..formulas import OfSettings, Recipe
 from ..hyper import REQUIRED
@@ -62,8 +62,8 @@ class RuleOptimizer(GradientOptimizer):
         if unknown:
             raise TypeError(f"{title} got an unexpected keyword argument {min(unknown)!r}")
         defaults = {
-            name: found[name] if name in found else given.pop(name, hyper.default)
-            for name, hyper in declared.items()
+            name: found[name] if name in found else given.pop(name, hyper_.default)
+            for name, hyper_ in declared.items()
         }
         missing = [repr(name) for name, value in defaults.items() if value is REQUIRED]
         if missing:
@@ -170,7 +170,7 @@ class RuleOptimizer(GradientOptimizer):
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
             plan = self._new_plan(settings, parameters, first)
-        plan.settings = settings
+        plan.take_settings(settings)
         return plan
 
     def _new_plan(self, settings: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
@@ -295,6 +295,7 @@ class RuleOptimizer(GradientOptimizer):
             declared.check(name, group[name])
             group[name] = checks.plain(group[name])
         kind: Any = np.float64 if np.asarray(param).dtype == np.float64 else np.float32
+        group = hyper.at(recipe.hypers, group, hyper.scheduled(recipe.hypers, group), step - 1)
         named = recipe.named(group, numbers, step)
         begun = [recipe.initial(group)[name] for name in list(recipe.states)[len(state) :]]
         now = {"step": step, "first": not state if first is None else first}

@@ -109,6 +109,11 @@ class LRScheduler:
             last_epoch = current_epoch
         self.last_epoch = integer("last_epoch", last_epoch, -1)
         for i, group in enumerate(optimizer.param_groups):
+            if callable(group["lr"]):
+                raise ValueError(
+                    f"the learning rate of param group {i} is a function of the step already, "
+                    f"{group['lr']!r}: give the optimizer a number for a scheduler to change"
+                )
             if self.last_epoch == -1:
                 group.setdefault("initial_lr", float(group["lr"]))
             elif "initial_lr" not in group:
