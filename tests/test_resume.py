@@ -1,8 +1,11 @@
 """A run that is killed and resumed from a checkpoint is the run that was never interrupted."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from cases import ONE_EACH
+from cases import CASES, ONE_EACH
+from devices import on_cpu_only
 
 import genesis
 from genesis.optim import lr_scheduler
@@ -89,3 +92,26 @@ def test_a_resumed_run_is_the_same_run(case, tmp_path):
     )
     for got, expected in zip(resumed.everything(), whole.everything(), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@on_cpu_only
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_snapshot_of_0_1_goes_on_bit_by_bit(case):
+    """Saved when each optimizer was a class with a kernel written by hand: three steps, then two."""
+    saved = genesis.load(Path(__file__).parent / "data" / "optimizers_0.1.safetensors")[case.id]
+    rng = np.random.default_rng(11)
+    shapes = (3, 2), (5,)
+    first = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    params = [genesis.Parameter(array) for array in saved["params"]]
+    assert [p.shape for p in params] == [array.shape for array in first]
+    opt = case.make([{"params": params[:1]}, {"params": params[1:]}])
+    opt.load_state_dict(saved["optimizer"])
+    assert opt.param_groups[1]["lr"] == 0.02
+    for step in range(5):
+        gradients = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        if step >= 3:
+            for p, gradient in zip(params, gradients):
+                p.grad = gradient
+            opt.step()
+    for p, after in zip(params, saved["after"]):
+        np.testing.assert_array_equal(p.data, after)

@@ -3,15 +3,18 @@
 import ast
 import code
 import copy
+import importlib.util
 import inspect
 import linecache
 import math
 import pickle
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import CASES
 from devices import in_simulator, on_cpu_only, on_device, parameter
 from published import PUBLISHED, AdamW, CautiousAdamW, Lion, NAdamW, ScheduleFreeAdamW
 
@@ -480,6 +483,169 @@ def test_numbers_are_computed_once_a_step_and_carried(rng):
     assert Summing.reference(0.0, 1.0, step=2, total=0.75, power=2) == (-1.75,)
 
 
+# ---- what the package's own optimizers are made of, too ----
+
+OWN = [case for case in CASES if case.name != "SparseAdam"]
+
+
+@on_cpu_only
+@pytest.mark.parametrize("case", OWN, ids=lambda case: case.id)
+def test_the_packages_own_optimizers_give_their_references_bits(case, rng):
+    x = rng.standard_normal(50).astype(np.float32)
+    p = parameter(x)
+    opt = case.make([p])
+    recipe = opt._recipe
+    settings = {name: value for name, value in case.hyper.items() if name != "maximize"}
+    sign = -1 if case.hyper.get("maximize") else 1
+    values, carried = [x], dict(recipe.carried)
+    for step, gradient in enumerate(gradients_for(rng, 4, 50, np.float32), 1):
+        values = opt.reference(
+            values[0], sign * gradient, *values[1:], step=step, **carried, **settings
+        )
+        stepped(opt, p, [gradient])
+        carried = {name: opt.state[p][name] for name in carried}
+        assert_bits(p.numpy(), values[0])
+        kept = dict(zip(recipe.states, values[1:]))
+        for state in recipe.written_for(opt.param_groups[0]).states:
+            assert_bits(opt.state[p][state], kept[state])
+
+
+def test_the_stub_for_type_checkers_is_what_the_classes_say():
+    folder = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location("optim_stub", folder / "docs" / "optim_stub.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    written = (folder / "genesis" / "optim" / "__init__.pyi").read_text()
+    assert written == made.stub(), "run `python docs/optim_stub.py`"
+
+
+@genesis.rule
+def Starting(param, grad, size="start", other=2.0, *, lr=0.5, start=hyper.rate(1.0)):
+    return param - lr * size, size + grad, other + size
+
+
+def test_state_begins_as_a_hyper_parameter_says():
+    p, q = parameter(np.zeros(2)), parameter(np.zeros(2))
+    opt = Starting([{"params": [p]}, {"params": [q], "start": 3.0}])
+    for each in (p, q):
+        each.grad = on_device(np.ones(2))
+    opt.step()
+    assert p.numpy()[0] == -0.5
+    assert q.numpy()[0] == -1.5
+    np.testing.assert_array_equal(buffers_of(opt, q)[0], np.full(2, 4.0))
+    opt.param_groups[0]["start"] = 7.0  # state that is there goes on
+    opt.step()
+    assert p.numpy()[0] == -1.5
+    assert Starting.reference(0.0, 1.0, start=3.0) == (-1.5, 4.0, 5.0)
+
+
+def test_whether_an_update_is_the_first_with_a_buffer():
+    @genesis.rule
+    def Averaged(param, grad, average, *, lr=1.0, decay=0.5, first):
+        average = grad if first else decay * average + (1 - decay) * grad
+        return param - lr * average, average
+
+    p = parameter(np.zeros(1))
+    opt = Averaged([p])
+    assert stepped(opt, p, [np.full(1, 2.0)])[0] == -2.0
+    assert stepped(opt, p, [np.full(1, 4.0)])[0] == -5.0
+    del opt.state[p]["average"]  # it begins anew, though the step counts on
+    assert stepped(opt, p, [np.full(1, 4.0)])[0] == -9.0
+    assert opt.state[p]["step"] == 3
+    assert Averaged.reference(0.0, 2.0) == (-2.0, 2.0)
+    assert Averaged.reference(0.0, 4.0, 2.0) == (-3.0, 3.0)
+
+
+def test_for_0_a_switch_has_a_kernel_without_it():
+    @genesis.rule(counted=False)
+    def Switched(param, grad, buf, *, lr=1.0, momentum=hyper.non_negative(0.0, switch=True)):
+        if momentum > 0:
+            buf = momentum * buf + grad
+            grad = buf
+        return param - lr * grad, buf
+
+    assert (Switched._always, Switched._sometimes, Switched._numbers) == ((), ("buf",), ())
+    p = parameter(np.zeros(1))
+    opt = Switched([p])
+    assert stepped(opt, p, [np.ones(1)])[0] == -1.0
+    assert not opt.state.get(p)
+    opt.param_groups[0]["momentum"] = 0.5
+    assert stepped(opt, p, [np.ones(1)] * 2)[0] == -3.5
+    assert list(opt.state[p]) == ["buf"]
+    on = source_of(Switched, (True,))
+    assert " if " not in on
+    assert "buf" not in source_of(Switched, (False,))
+    with pytest.raises(ValueError, match="cannot be a switch"):
+        hyper.number(0.0, low=-1, switch=True)
+
+
+def test_what_is_impossible_together_is_refused():
+    def ordered(low, high):
+        if low > high:
+            raise ValueError(f"low is {low}, which is above high, {high}")
+
+    @genesis.rule(check=ordered)
+    def Between(param, grad, *, lr=1.0, low=0.0, high=1.0):
+        return min(max(param - lr * grad, low), high)
+
+    p = parameter(np.zeros(1))
+    with pytest.raises(ValueError, match="low is 2.0, which is above"):
+        Between([p], low=2.0)
+    opt = Between([p])
+    opt.param_groups[0]["high"] = -1.0
+    with pytest.raises(ValueError, match=r"above high, -1.0 \(in param group 0\)"):
+        stepped(opt, p, [np.ones(1)])
+
+
+@on_cpu_only
+def test_rules_say_which_gradients_may_be_sparse():
+    @genesis.rule(sparse=lambda weight_decay: weight_decay == 0)
+    def Plain(param, grad, *, lr=1.0, weight_decay=0.0):
+        return param - lr * (grad + weight_decay * param)
+
+    @genesis.rule(sparse="only")
+    def Rows(param, grad, *, lr=1.0):
+        return param - lr * grad
+
+    p = genesis.Parameter(np.ones((3, 2)))
+    rows = genesis.SparseGrad([1], np.ones((1, 2)))
+    for made in (Plain, Rows):
+        p.data[...] = 1.0
+        p.grad = rows
+        made([p]).step()
+        np.testing.assert_array_equal(p.data, [[1, 1], [0, 0], [1, 1]])
+    with pytest.raises(
+        TypeError, match="Plain does not support sparse gradients with the settings"
+    ):
+        Plain([p], weight_decay=0.1).step()
+    p.grad = np.ones((3, 2))
+    with pytest.raises(TypeError, match="Rows does not support dense gradients"):
+        Rows([p]).step()
+    p.grad = rows
+    with pytest.raises(TypeError, match="Lion does not support sparse gradients"):
+        Lion([p]).step()
+
+
+def test_hyper_parameters_may_be_given_by_position_in_their_order():
+    p = parameter(np.ones(1))
+    opt = Lion([p], 0.1, 0.8)
+    assert (opt.defaults["lr"], opt.defaults["beta1"], opt.defaults["beta2"]) == (0.1, 0.8, 0.99)
+    with pytest.raises(TypeError, match="got multiple values for argument 'lr'"):
+        Lion([p], 0.1, lr=0.2)
+    with pytest.raises(TypeError, match="takes at most 4 arguments after params by position"):
+        Lion([p], 0.1, 0.2, 0.3, 0.4, 0.5)
+
+    @genesis.rule
+    def Later(param, grad, *, lr=0.1, scale):
+        return param - lr * scale * grad
+
+    assert str(inspect.signature(Later)).startswith("(params, lr=0.1, *, scale,")
+    with pytest.raises(TypeError, match="at most 1 arguments after params"):
+        Later([p], 0.1, 2.0)
+    with pytest.raises(TypeError, match="missing 1 required argument: 'scale'"):
+        Later([p])
+
+
 # ---- declarations ----
 
 
@@ -494,14 +660,15 @@ def Declared(
     return param - lr * grad * a * b * c * cap * eps * beta * shift * weights[1] * (2 if on else 1)
 
 
+RATE = "a finite number of at least 0, or a function of the step"
 WRONG = [
     # name, value, error, what a message says of both, what it expects
-    ("lr", -1.0, ValueError, "learning rate: -1.0", "a finite number of at least 0"),
-    ("lr", math.nan, ValueError, "learning rate: nan", "a finite number of at least 0"),
-    ("lr", math.inf, ValueError, "learning rate: inf", "a finite number of at least 0"),
-    ("lr", 10**400, ValueError, f"learning rate: {10**400}", "a finite number of at least 0"),
-    ("lr", "x", TypeError, "learning rate: 'x'", "a finite number of at least 0"),
-    ("lr", True, TypeError, "learning rate: True", "a finite number of at least 0"),
+    ("lr", -1.0, ValueError, "learning rate: -1.0", RATE),
+    ("lr", math.nan, ValueError, "learning rate: nan", RATE),
+    ("lr", math.inf, ValueError, "learning rate: inf", RATE),
+    ("lr", 10**400, ValueError, f"learning rate: {10**400}", RATE),
+    ("lr", "x", TypeError, "learning rate: 'x'", RATE),
+    ("lr", True, TypeError, "learning rate: True", RATE),
     ("gammas", (0.1, 0.2), ValueError, "gammas: (0.1, 0.2)", "3 numbers in [0, 1)"),
     ("gammas", (0.1, 0.2, 1.0), ValueError, "beta parameter at index 2: 1.0", "a number in [0, 1)"),
     ("gammas", 0.1, ValueError, "gammas: 0.1", "3 numbers in [0, 1)"),
@@ -570,7 +737,7 @@ def test_constructor_and_documentation_follow():
     doc = inspect.getdoc(Declared)
     assert doc.startswith("Declared: everything.")
     assert "cap: a cap, a number in [-1, 2]. Default: 1.0." in doc
-    assert "lr: learning rate, a finite number of at least 0. Required." in doc
+    assert f"lr: learning rate, {RATE}. Required." in doc
     assert "on: a switch. Default: False." in doc
     assert 'State of a parameter: "step".' in doc
     assert 'State of a parameter: "step", "lr_max", "weight_sum", "z", "exp_avg_sq".' in (
@@ -648,6 +815,7 @@ MISUSES = [
     ("param, grad, *state", "return param", 1, "*state", "name every state buffer"),
     ("param, grad, **hyper", "return param", 1, "**hyper", "name every state buffer"),
     ("param, grad, buf='x'", "return param, buf", 1, "buf='x'", "positional is a state buffer"),
+    ("param, grad, buf='on', *, on=True", "return param, buf", 1, "buf", "is no hyper-parameter"),
     ("param, grad, lr=hyper.rate(1)", "return param, lr", 1, None, "positional is a state buffer"),
     ("param, grad, *, lr=-1", "return param", 1, "lr=-1", "expected a finite number of at least 0"),
     ("param, grad, *, beta=1.0", "return param", 1, "beta=1.0", "expected a number in [0, 1)"),
@@ -729,6 +897,26 @@ def test_misuse_of_numbers_is_refused(arguments, numbers, why, tmp_path):
     text = f"@genesis.rule(numbers={numbers})\ndef Wrong(param, grad, {arguments}):\n"
     with pytest.raises(RuleError) as raised:
         written(tmp_path, f"{HEAD}{text}    return param - grad * x{states}\n")
+    assert str(raised.value).startswith(f"{tmp_path / 'mine.py'}:5: rule Wrong: ")
+    assert why in str(raised.value)
+
+
+FURTHER = [
+    ("check=math.sqrt", "must be a plain function"),
+    ("check=lambda rate: None", "'rate' is no hyper-parameter"),
+    ("sparse='always'", "must be a plain function, but is 'always'"),
+    ("sparse=lambda rate: True", "'rate' is no hyper-parameter"),
+    ("counted=False", "make use of the step"),
+    ("counted=False, numbers=lambda step: {}", "make use of the step"),
+]
+
+
+@pytest.mark.parametrize(("further", "why"), FURTHER)
+def test_misuse_of_what_further_belongs_to_a_rule_is_refused(further, why, tmp_path):
+    step = ", step" if further == "counted=False" else ""
+    text = f"@genesis.rule({further})\ndef Wrong(param, grad, *, lr=0.1{step}):\n"
+    with pytest.raises(RuleError) as raised:
+        written(tmp_path, f"{HEAD}{text}    return param - grad * lr\n")
     assert str(raised.value).startswith(f"{tmp_path / 'mine.py'}:5: rule Wrong: ")
     assert why in str(raised.value)
 

@@ -209,3 +209,97 @@ def test_documentation(name):
     assert all(f"{part}:\n" in text for part in ("Args", "Returns", "Raises", "Example"))
     described = [line.split(":")[0].strip() for line in text.splitlines() if ":" in line]
     assert set(inspect.signature(make).parameters) <= set(described)
+
+
+# ---- as the learning rate of an optimizer ----
+
+RATE = 0.1 * schedules.warmup(3, schedules.cosine(10))
+TAKE_FUNCTIONS = ["AdamW", "SGD", "Rprop", "Adafactor", "Muon"]
+
+
+def stepped(make, gradients, before=lambda opt, t: None):
+    p = genesis.Parameter(np.arange(1.0, 10.0).reshape(3, 3))
+    opt = make([p])
+    for t, gradient in enumerate(gradients):
+        before(opt, t)
+        p.grad = gradient
+        opt.step()
+    return p, opt
+
+
+@pytest.mark.parametrize("name", TAKE_FUNCTIONS)
+def test_lr_may_be_a_function_of_the_step(name):
+    rng = np.random.default_rng(1)
+    gradients = [rng.standard_normal((3, 3)) for _ in range(6)]
+    made = getattr(genesis.optim, name)
+    p, opt = stepped(lambda params: made(params, lr=RATE), gradients)
+
+    def follow(opt, t):
+        opt.param_groups[0]["lr"] = RATE(t)
+
+    q, _ = stepped(lambda params: made(params, lr=RATE(0)), gradients, follow)
+    np.testing.assert_array_equal(p.data, q.data)
+    assert opt.param_groups[0]["lr"] is RATE
+    assert opt.state[p]["step"] == 6
+
+
+@pytest.mark.parametrize("name", TAKE_FUNCTIONS)
+def test_a_snapshot_holds_the_rate_and_the_optimizer_keeps_the_function(name, tmp_path):
+    rng = np.random.default_rng(1)
+    gradients = [rng.standard_normal((3, 3)) for _ in range(4)]
+    made = getattr(genesis.optim, name)
+    p, opt = stepped(lambda params: made(params, lr=RATE), gradients)
+    genesis.save(opt.state_dict(), tmp_path / "snapshot")
+    saved = genesis.load(tmp_path / "snapshot")
+    assert saved["param_groups"][0]["lr"] == RATE(3)
+    q = genesis.Parameter(p.data.copy())
+    resumed = made([q], lr=RATE)
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0]["lr"] is RATE
+    for parameter, optimizer in ((p, opt), (q, resumed)):
+        parameter.grad = gradients[0]
+        optimizer.step()
+    np.testing.assert_array_equal(p.data, q.data)
+    plain = made([q], lr=1.0)
+    plain.load_state_dict(saved)
+    assert plain.param_groups[0]["lr"] == RATE(3)
+
+
+def test_a_function_may_be_set_in_a_group_and_taken_out_again():
+    _, opt = stepped(lambda params: genesis.optim.SGD(params, lr=1.0), [])
+    q = genesis.Parameter(np.zeros(2))
+    opt.add_param_group({"params": [q], "lr": lambda t: (1.0, 0.25)[t]})
+    q.grad = np.ones(2)
+    opt.step()
+    opt.step()
+    np.testing.assert_array_equal(q.data, np.full(2, -1.25))
+    opt.param_groups[1]["lr"] = 0.5
+    opt.step()
+    np.testing.assert_array_equal(q.data, np.full(2, -1.75))
+
+
+def test_an_impossible_rate_is_refused_before_anything_is_written():
+    p, q = genesis.Parameter(np.ones(2)), genesis.Parameter(np.ones(2))
+    opt = genesis.optim.SGD([{"params": [p]}, {"params": [q], "lr": lambda t: 1.0 - t}], lr=1.0)
+    p.grad = q.grad = np.ones(2)
+    opt.step()
+    opt.step()
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1.0, .* at step 2\)"):
+        opt.step()
+    np.testing.assert_array_equal(p.data, np.full(2, -1.0))
+    np.testing.assert_array_equal(q.data, np.zeros(2))
+    for wrong in (lambda t: "x", lambda t: None):
+        opt.param_groups[1]["lr"] = wrong
+        with pytest.raises(TypeError, match="Invalid learning rate"):
+            opt.step()
+
+
+def test_who_takes_no_function():
+    p = genesis.Parameter(np.ones(2))
+    opt = genesis.optim.SGD([p], lr=RATE)
+    with pytest.raises(ValueError, match="param group 0 is a function of the step already"):
+        lr_scheduler.StepLR(opt, 3)
+    with pytest.raises(TypeError, match="Invalid learning rate"):
+        genesis.optim.LBFGS([p], lr=RATE)
+    with pytest.raises(TypeError, match="Invalid learning rate"):
+        genesis.optim.SGD([p], lr=float)

@@ -229,7 +229,10 @@ class Plan:
             self.check_lr(group)
         except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
             return False
-        self.take_settings({**self.settings, "lr": checks.plain(rate)})
+        if self._scheduled or callable(rate):
+            self.take_settings({**self.settings, "lr": rate})
+        else:
+            self.settings["lr"] = checks.plain(rate)
         return True
 
     def take_settings(self, settings: dict[str, Any]) -> None:

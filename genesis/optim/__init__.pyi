@@ -1,0 +1,206 @@
+"""Made by `python docs/optim_stub.py`: what type checkers see of `genesis.optim`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import lr_scheduler as lr_scheduler
+from . import schedules as schedules
+from . import swa_utils as swa_utils
+from .adafactor import Adafactor as Adafactor
+from .clip_grad import clip_grad_norm as clip_grad_norm
+from .clip_grad import clip_grad_value as clip_grad_value
+from .hooks import register_optimizer_step_post_hook as register_optimizer_step_post_hook
+from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
+from .lbfgs import LBFGS as LBFGS
+from .muon import Muon as Muon
+from .optimizer import Optimizer as Optimizer
+from .param_groups import param_groups_weight_decay as param_groups_weight_decay
+from .rule_optimizer import RuleOptimizer as RuleOptimizer
+
+class ASGD(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.01,
+        lambd: float = 0.0001,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class SGD(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float],
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class Adadelta(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-06,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class Adagrad(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.01,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class Adam(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class AdamW(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class Adamax(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class NAdam(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class RAdam(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class RMSprop(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class Rprop(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-06, 50),
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
+
+class SparseAdam(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None: ...
