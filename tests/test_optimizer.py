@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import BFLOAT16, CASES, ONE_EACH
+from cases import BFLOAT16, CASES, EACH_TYPE, ONE_EACH
 from reference import Reference
 
 import genesis
@@ -13,6 +13,9 @@ from genesis.kernels import cpu
 from genesis.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 each_optimizer = pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
+each_type = pytest.mark.parametrize(
+    ("case", "dtype"), EACH_TYPE, ids=lambda value: getattr(value, "id", value)
+)
 
 
 def parameters(*shapes, dtype=np.float64, seed=0):
@@ -198,8 +201,7 @@ def layouts(array):
         yield target
 
 
-@each_optimizer
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, BFLOAT16], ids=str)
+@each_type
 def test_any_memory_layout_gives_the_same_result(case, dtype):
     rng = np.random.default_rng(0)
     data, *grads = (rng.standard_normal((5, 6)).astype(dtype) for _ in range(4))
@@ -342,8 +344,7 @@ def test_state_dict_is_a_snapshot_in_torchs_layout(case):
         assert all(type(value) in (int, float, np.ndarray) for value in entries.values())
 
 
-@each_optimizer
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, BFLOAT16], ids=str)
+@each_type
 def test_a_resumed_run_is_the_same_run(case, dtype):
     params = parameters((3, 4), (5,), (), (0,), dtype=dtype)
     opt = case.make(params)
