@@ -6,6 +6,8 @@ import pytest
 import genesis
 from genesis.kernels import cpu, threads
 
+collect_ignore = ["conftest.py"]  # by doctest, which takes one for the other beside benchmarks/
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
