@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cases import BFLOAT16, THREE, TWO
+from cases import BFLOAT16, ONE_EACH, THREE, TWO
 from devices import DEVICE, on_device, parameter
 
 import genesis

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from attack_tools import lines_run
 
 from genesis import regions

@@ -168,7 +168,8 @@ def test_master_weights(name, rng):
 @published
 def test_a_run_goes_on_bit_by_bit(name, rng, tmp_path):
     made, _, settings = PUBLISHED[name]
-    x, gradients = rng.standard_normal(41).astype(np.float32), gradients_for(rng, 8)
+    x = rng.standard_normal(41).astype(np.float32)
+    gradients = gradients_for(rng, 8, dtype=np.float32)
     p = parameter(x)
     whole = stepped(made([p], **settings), p, gradients).copy()
     q = parameter(x)
