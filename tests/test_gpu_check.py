@@ -90,6 +90,7 @@ class Rehearsal:
 
 @on_cpu_only
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.torch
 def test_timings_are_rehearsed(capsys, tmp_path):
     torch = pytest.importorskip("torch")
     found = gpu_check.time_models(torch, Rehearsal(), ["mlp"], 0.01)
@@ -109,6 +110,7 @@ def test_timings_are_rehearsed(capsys, tmp_path):
 
 
 @on_cpu_only
+@pytest.mark.torch
 def test_a_model_too_large_is_left_out(monkeypatch, capsys):
     torch = pytest.importorskip("torch")
 

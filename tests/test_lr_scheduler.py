@@ -268,6 +268,7 @@ def test_restarts_are_exact_at_high_powers():
 
 @pytest.mark.parametrize("kind", ["MultiStepLR", "StepLR", "ExponentialLR", "LambdaLR"])
 @pytest.mark.parametrize("last_epoch", [0, 3, 11])
+@pytest.mark.torch
 def test_last_epoch(kind, last_epoch):
     case = next(case for case in CASES if case.kind == kind and case.lr is not None)
     first = run(case, *start(case), 30)
@@ -300,6 +301,7 @@ def dips():
 
 
 @pytest.mark.parametrize("case", dips(), ids=repr)
+@pytest.mark.torch
 def test_a_rounding_error_below_zero_is_zero(case):
     torch = pytest.importorskip("torch")
     optimizer, scheduler = start(case, LRS[:1])

@@ -296,15 +296,12 @@ LONG_RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "hyper"), LONG_RUNS, ids=str)
-def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
-    """Against 30 digits; torch is as exact if, and only if, its default data type is float64.
+long_runs = pytest.mark.parametrize(("name", "hyper"), LONG_RUNS, ids=str)
 
-    It keeps what ASGD calls eta and mu, and NAdam mu_product, in that type whatever the parameter's.
-    """
-    torch = pytest.importorskip("torch")
-    steps = 200 if SIMULATED else 600
-    start, grads = 1.2345, 0.3 + rng.standard_normal(steps)
+
+def long_run(name, hyper, rng):
+    """Where it starts, its gradients, and how to tell how far off where it ends is from 30 digits."""
+    start, grads = 1.2345, 0.3 + rng.standard_normal(200 if SIMULATED else 600)
     values = [v for value in hyper.values() for v in (value if type(value) is tuple else [value])]
     with localcontext() as context:
         context.prec = 30
@@ -321,6 +318,12 @@ def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
             )
         )
 
+    return start, grads, worst
+
+
+@long_runs
+def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
+    start, grads, worst = long_run(name, hyper, rng)
     param = parameter(np.array([start]))
     opt = getattr(genesis.optim, name)([param], **hyper)
     for grad in grads:
@@ -328,6 +331,12 @@ def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
         opt.step()
     assert worst(param.numpy(), dict(opt.state[param])) < 1e-12
 
+
+@long_runs
+def test_torch_is_as_exact_if_and_only_if_its_default_type_is_float64(name, hyper, rng):
+    """It keeps what ASGD calls eta and mu, and NAdam mu_product, in that type whatever the parameter's."""
+    torch = pytest.importorskip("torch")
+    start, grads, worst = long_run(name, hyper, rng)
     before = torch.get_default_dtype()
     errors = []
     try:
