@@ -334,7 +334,7 @@ def test_long_runs_of_asgd_and_nadam_are_exact(name, hyper, rng):
 
 @long_runs
 def test_torch_is_as_exact_if_and_only_if_its_default_type_is_float64(name, hyper, rng):
-    """It keeps what ASGD calls eta and mu, and NAdam mu_product, in that type whatever the parameter's."""
+    """It keeps what ASGD calls eta and mu, and NAdam mu_product, in that type always."""
     torch = pytest.importorskip("torch")
     start, grads, worst = long_run(name, hyper, rng)
     before = torch.get_default_dtype()
