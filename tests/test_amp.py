@@ -30,8 +30,11 @@ def bits(array):
 # ---- master weights ----
 
 
-@halves
-@pytest.mark.parametrize("case", THREE, ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    ("case", "half"),
+    list(zip(THREE, [*HALVES, BFLOAT16])),
+    ids=lambda value: getattr(value, "id", str(value)),
+)
 def test_with_a_master_a_run_is_a_float32_run_narrowed_at_the_end(case, half):
     rng = np.random.default_rng(0)
     start = rng.standard_normal((7, 3)).astype(half)
@@ -79,8 +82,11 @@ def test_a_run_with_other_types_is_resumed(half, options):
 # ---- state types ----
 
 
-@pytest.mark.parametrize("case", TWO, ids=lambda case: case.id)
-@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [*((TWO[0], name) for name in buffers.FLOAT_TYPES.values()), (TWO[1], "bfloat16")],
+    ids=lambda value: getattr(value, "id", value),
+)
 def test_state_is_kept_in_the_type_asked_for(case, name):
     p = parameter(np.ones(5, np.float32))
     opt = case.make([p], state_dtype=name)

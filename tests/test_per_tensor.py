@@ -17,6 +17,7 @@ from genesis.buffers import BFLOAT16
 from genesis.optim import LBFGS, Adafactor, Muon
 
 pytestmark = on_cpu_only
+ERRORS = [KeyboardInterrupt, SystemExit, AlarmError]
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
 
 
@@ -44,12 +45,10 @@ ACTIONS = {
     "scaled_step": lambda opt: opt.scaled_step(0.25),
 }
 each_class = pytest.mark.parametrize("cls", [Adafactor, Muon])
-each_action = pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 
 
 @each_class
-@each_action
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AlarmError])
+@pytest.mark.parametrize(("action", "error"), list(zip(ACTIONS.values(), ERRORS)), ids=ACTIONS)
 def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
     attacked, twin = optimizer(cls), optimizer(cls)
     action(optimizer(cls))  # compiles
@@ -410,8 +409,7 @@ each_search = pytest.mark.parametrize(
 
 
 @each_search
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AlarmError])
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("error", "times"), list(zip(ERRORS, (1, 3, 2))))
 def test_alarms_leave_an_lbfgs_step_complete_or_not_begun(hyper, error, times):
     attacked, twin = Bowl(**hyper), Bowl(**hyper)
     start = time.perf_counter()
