@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
@@ -38,14 +37,9 @@ def current() -> Region | None:
     return region if region is not None and region.enabled else None
 
 
-@contextmanager
-def outside() -> Iterator[None]:
-    """As if no region had been entered: parameters are themselves."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+def leave() -> None:
+    """As if no region had been entered, until the context that this is called in has ended."""
+    _current.set(None)
 
 
 def low_type(region: Region, device: str) -> np.dtype:

@@ -89,14 +89,14 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _save(obj: Any, path: str) -> None:
-    with regions.outside():  # what is saved of a parameter is itself, not its working copy
-        encoder = codec.Encoder()
-        structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
-        sources = dict(
-            sorted(encoder.sources.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-        )
-        header = file_format.make_header(structure, sources)
-        atomic_file.replace_file(path, lambda file: file_format.write(file, header, sources))
+    regions.leave()  # what is saved of a parameter is itself, not its working copy
+    encoder = codec.Encoder()
+    structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
+    sources = dict(
+        sorted(encoder.sources.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    )
+    header = file_format.make_header(structure, sources)
+    atomic_file.replace_file(path, lambda file: file_format.write(file, header, sources))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
