@@ -44,6 +44,18 @@ ACTIONS = {
     "max_norm": lambda opt: opt.step(max_norm=0.5),
     "scaled_step": lambda opt: opt.scaled_step(0.25),
 }
+
+
+def quickest(action):
+    """The least time that an action takes, in seconds; how busy the machine is does not count."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 each_class = pytest.mark.parametrize("cls", [Adafactor, Muon])
 
 
@@ -52,12 +64,12 @@ each_class = pytest.mark.parametrize("cls", [Adafactor, Muon])
 def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
     attacked, twin = optimizer(cls), optimizer(cls)
     action(optimizer(cls))  # compiles
-    start = time.perf_counter()
-    action(optimizer(cls, steps=1))
-    usual = time.perf_counter() - start
+    usual = quickest(lambda: action(optimizer(cls, steps=1)))
     chance = random.Random(7)
     hits = 0
-    for _ in range(60):
+    for turn in range(1000):
+        if turn >= 60 and hits > 5:
+            break
         before = everything(twin)
         action(twin)
         after = everything(twin)
@@ -119,11 +131,15 @@ def test_an_exception_at_each_moment_leaves_load_state_dict_complete_or_not_begu
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon"])
-def test_any_allocation_may_fail(name):
+def test_any_allocation_may_fail(name, request):
+    """One in three, unless --slow is given: a step that is half done stays so for more than that."""
     pytest.importorskip("_testcapi")
     starver = pathlib.Path(__file__).with_name("memory_starver.py")
     done = subprocess.run(
-        [sys.executable, starver, name], capture_output=True, text=True, timeout=600
+        [sys.executable, starver, name, "1" if request.config.getoption("--slow") else "3"],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -412,12 +428,12 @@ each_search = pytest.mark.parametrize(
 @pytest.mark.parametrize(("error", "times"), list(zip(ERRORS, (1, 3, 2))))
 def test_alarms_leave_an_lbfgs_step_complete_or_not_begun(hyper, error, times):
     attacked, twin = Bowl(**hyper), Bowl(**hyper)
-    start = time.perf_counter()
-    Bowl(steps=3, **hyper)
-    usual = (time.perf_counter() - start) / 3
+    usual = quickest(lambda: Bowl(steps=3, **hyper)) / 3
     chance = random.Random(11)
     hits = 0
-    for _ in range(60):
+    for turn in range(1000):
+        if turn >= 60 and hits > 5:
+            break
         before = everything(twin.opt)
         twin.step()
         after = everything(twin.opt)
