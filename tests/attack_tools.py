@@ -46,14 +46,17 @@ def interrupted_at(call, moment, kind=Interrupted):
     """
     passed = 0
 
-    def trace(frame, event, argument):
+    def within(frame, event, argument):
         nonlocal passed
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
         passed += 1
         if passed == moment + 1:
             raise kind
-        return trace
+        return within
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return within(frame, event, argument)
+        return None
 
     before = sys.gettrace()
     sys.settrace(trace)

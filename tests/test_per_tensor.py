@@ -172,7 +172,7 @@ def outcome(megabytes):
         return "failed" if now == before else "half done"
     return "done" if now == after else "wrong"
 outcomes = []
-for megabytes in range(0, 200):
+for megabytes in range(0, 200, 2):  # arrays have 4
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
