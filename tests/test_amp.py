@@ -88,16 +88,16 @@ def test_a_run_with_other_types_is_resumed(half, options):
     ids=lambda value: getattr(value, "id", value),
 )
 def test_state_is_kept_in_the_type_asked_for(case, name):
-    p = parameter(np.ones(5, np.float32))
-    opt = case.make([p], state_dtype=name)
-    p.grad = on_device(np.full(5, 0.5, np.float32))
-    opt.step()
-    kept = [value for value in opt.state.get(p, {}).values() if buffers.is_array(value)]
-    assert all(buffers.FLOAT_TYPES[host(value).dtype] == name for value in kept)
-    reference = parameter(np.ones(5, np.float32))
-    reference.grad = on_device(np.full(5, 0.5, np.float32))
-    case.make([reference]).step()
-    np.testing.assert_allclose(p.numpy(), reference.numpy(), rtol=2e-2)
+    p, reference = parameter(np.ones(5, np.float32)), parameter(np.ones(5, np.float32))
+    opt, other = case.make([p], state_dtype=name), case.make([reference])
+    for size in (0.5, 0.25, 1.0):
+        p.grad = on_device(np.full(5, size, np.float32))
+        reference.grad = on_device(np.full(5, size, np.float32))
+        opt.step()
+        other.step()
+        kept = [value for value in opt.state.get(p, {}).values() if buffers.is_array(value)]
+        assert all(buffers.FLOAT_TYPES[host(value).dtype] == name for value in kept)
+        np.testing.assert_allclose(p.numpy() - 1, reference.numpy() - 1, rtol=2e-2)
 
 
 # ---- 1000 small steps ----

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
+
+pytestmark = on_cpu_only
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

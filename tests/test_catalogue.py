@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import CASES
+from devices import on_cpu_only
 
 import genesis
 from genesis import optim
+
+pytestmark = on_cpu_only
 
 PAGE = Path(__file__).parent.parent / "docs" / "choosing.md"
 OPTIMIZERS = sorted({case.name for case in CASES})

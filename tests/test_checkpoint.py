@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from devices import on_cpu_only
 from safetensors import safe_open
 
 import genesis.checkpoint
@@ -35,6 +36,8 @@ from genesis.checkpoint import (
     save_checkpoint,
 )
 from genesis.parameter import Parameter
+
+pytestmark = on_cpu_only
 
 DTYPES = [np.dtype(code) for code in "?bhilBHILefd"] + [np.dtype(ml_dtypes.bfloat16)]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attack_tools import lines_run
+from devices import on_cpu_only
 
 from genesis import regions
 from genesis.checkpoint import CheckpointError, atomic_file, file_format, load, save
 from genesis.parameter import Parameter
 from genesis.regions import autocast
+
+pytestmark = on_cpu_only
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +45,7 @@ def run(code, *arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

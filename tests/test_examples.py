@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 from matplotlib.image import imread
 
 import genesis
+
+pytestmark = on_cpu_only
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

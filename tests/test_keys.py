@@ -17,10 +17,13 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from devices import on_cpu_only
 
 from genesis import kernels
 from genesis.kernels import cache, cpu, rules
 from genesis.kernels.digest import UnknownContentError, digest
+
+pytestmark = on_cpu_only
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,7 +237,7 @@ def session(code, folder=None, **environment):
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -487,11 +490,11 @@ def compile(factor):
 threads = [threading.Thread(target=compile, args=(1000 * k,), daemon=True) for k in (1, 2)]
 for thread in threads: thread.start()
 failed = []
-for number in range(6):
+for number in range(4):
     time.sleep(0.037 * number)
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(300)
         factor = 5 if number % 2 else 1
         os._exit(moved(made(factor)) != -3 * factor or moved(made(1)) != -3)
     failed += [os.waitpid(child, 0)[1]]
@@ -501,7 +504,7 @@ for thread in threads: thread.join()
 print(len(compiled), failed)
 """
     count, failed = session(code, GENESIS_CACHE="0").splitlines()[-1].split(" ", 1)
-    assert failed == str([0] * 6)
+    assert failed == str([0] * 4)
     assert int(count) >= 2
 
 

@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 from scheduler_cases import (
     CASES,
     FORMULA_FLOOR,
@@ -30,6 +31,8 @@ from scheduler_cases import (
 
 import genesis
 from genesis.optim import lr_scheduler as schedulers
+
+pytestmark = on_cpu_only
 
 LEAVES = [case for case in CASES if case.kind not in ("ChainedScheduler", "SequentialLR")]
 BATCHED = [case for case in LEAVES if case.metric is None]  # those that a composite takes
@@ -407,7 +410,7 @@ def plain(value):
 
 
 @every_case
-def test_resume_at_every_position(case):
+def test_resume_at_many_positions(case):
     optimizer, scheduler = start(case)
     steps = min(case.steps, 41)
     saved = [(optimizer.state_dict(), through_json(scheduler.state_dict()))]
@@ -417,6 +420,8 @@ def test_resume_at_every_position(case):
     expected = run(case, *start(case), steps)
     assert plain(scheduler.state_dict())
     for position, (optimizer_state, scheduler_state) in enumerate(saved):
+        if position % 2 and 8 < position < steps - 4:
+            continue
         optimizer, scheduler = start(case)
         optimizer.load_state_dict(optimizer_state)
         scheduler.load_state_dict(scheduler_state)

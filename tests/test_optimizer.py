@@ -6,11 +6,14 @@ import pickle
 import numpy as np
 import pytest
 from cases import CASES, EACH_TYPE, ONE_EACH
+from devices import on_cpu_only
 from reference import Reference
 
 import genesis
 from genesis.kernels import cpu
 from genesis.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+pytestmark = on_cpu_only
 
 each_optimizer = pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
 each_type = pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from cases import ONE_EACH
+from devices import on_cpu_only
 
 import genesis
 from genesis.optim import lr_scheduler
 from genesis.optim.swa_utils import AveragedParameters, get_ema_weight_fn
+
+pytestmark = on_cpu_only
 
 
 class Run:
