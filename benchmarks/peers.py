@@ -179,7 +179,7 @@ class Torch(Trainer):
     def __init__(self, case: Case, shapes: Shapes, path: str, dtype: str = "float32"):
         self._torch = torch = module("torch")
         torch.set_num_threads(genesis.get_num_threads())
-        if not hasattr(torch.optim, case.name):
+        if case.peer != "torch" or not hasattr(torch.optim, case.name):
             raise Missing(f"torch has no {case.name}")
         self._shapes = shapes
         self._dtype = getattr(torch, dtype)

@@ -6,7 +6,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar, Token, copy_context
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,17 +37,9 @@ def current() -> Region | None:
     return region if region is not None and region.enabled else None
 
 
-def outside(function: Callable, *arguments: Any) -> Any:
-    """Call a function as if no region had been entered: parameters are themselves.
-
-    It runs in a context of its own, which is left by an instruction in C, whatever ends the call.
-    """
-    return copy_context().run(_called_outside, function, arguments)
-
-
-def _called_outside(function: Callable, arguments: tuple) -> Any:
+def leave() -> None:
+    """As if no region had been entered, until the context that this is called in has ended."""
     _current.set(None)
-    return function(*arguments)
 
 
 def low_type(region: Region, device: str) -> np.dtype:

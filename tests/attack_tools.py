@@ -46,14 +46,17 @@ def interrupted_at(call, moment, kind=Interrupted):
     """
     passed = 0
 
-    def trace(frame, event, argument):
+    def within(frame, event, argument):
         nonlocal passed
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
         passed += 1
         if passed == moment + 1:
             raise kind
-        return trace
+        return within
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return within(frame, event, argument)
+        return None
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -103,6 +106,26 @@ def watchdog(seconds=HANGS_AFTER):
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def lines_run(call):
+    """How many lines of genesis a call runs: its work, on whatever machine."""
+    lines = 0
+
+    def trace(frame, event, argument):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 # ---- children ----

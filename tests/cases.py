@@ -2,6 +2,7 @@
 
 Tests, benchmarks and documentation are driven by it. A new optimizer is one row or a few here, and a
 reference of the same name in `reference.py`; a test fails for an exported optimizer without a row.
+One that torch has not says `peer=None`, or which package has its like.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class Case(NamedTuple):
 
     name: str
     hyper: dict[str, Any]
+    peer: str | None = "torch"
+    """The package whose optimizer of the same name it is compared with."""
 
     @property
     def id(self) -> str:
@@ -91,9 +94,21 @@ CASES = [
     Case("Rprop", {"maximize": True}),
 ]
 
-SPECIAL = ["LBFGS", "Adafactor", "Muon", "SparseAdam"]
-"""Optimizers that no rule and no common loop of steps describes: each has tests of its own, in a file
-that names it, with its own table of variants, reference and comparison with torch."""
+SPECIAL = {"LBFGS": "torch", "Adafactor": "torch", "Muon": "torch", "SparseAdam": "torch"}
+"""Optimizers that no rule and no common loop of steps describes, and their peers: each has tests of
+its own, in a file that names it, with its own table of variants, reference and comparison."""
 
 ONE_EACH = list({case.name: case for case in CASES}.values())
 """The last row of each optimizer, for tests that are not about its formula."""
+
+TWO = [case for case in ONE_EACH if case.name in ("SGD", "Adam")]
+"""For tests about storage types, each of which is another kernel: a conversion knows no formula."""
+
+THREE = [case for case in ONE_EACH if case.name in ("SGD", "Adam", "ASGD")]
+"""For tests about options of all optimizers: one buffer, two, and one with numbers beside it."""
+
+EACH_TYPE = [
+    *((case, dtype) for case in ONE_EACH for dtype in DTYPES[:2]),
+    *((case, dtype) for case in TWO for dtype in DTYPES[2:]),
+]
+"""For tests about each optimizer and about each storage type, but not about each with each."""

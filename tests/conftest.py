@@ -1,10 +1,19 @@
 import gc
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from devices import SIMULATED, WITHOUT_NUMBA_CUDA
 
 import genesis
 from genesis.kernels import cpu, threads
+
+collect_ignore = ["conftest.py"]  # by doctest, which takes one for the other beside benchmarks/
+
+
+def pytest_configure(config):
+    if SIMULATED and find_spec("numba_cuda") is None:
+        raise pytest.UsageError(f"NUMBA_ENABLE_CUDASIM=1 {WITHOUT_NUMBA_CUDA}")
 
 
 def pytest_addoption(parser):

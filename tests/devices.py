@@ -3,6 +3,8 @@
 The same tests run in both places: `NUMBA_ENABLE_CUDASIM=1 pytest` is the second run.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,11 @@ from genesis import buffers, cuda_driver
 SIMULATED = cuda_driver.SIMULATED
 DEVICE = "cuda:0" if SIMULATED else "cpu"
 
+WITHOUT_NUMBA_CUDA = "needs numba-cuda: pip install -e '.[test,ptx]'"
+"""Why tests of what numba-cuda makes are skipped without it."""
+
 on_cpu_only = pytest.mark.skipif(SIMULATED, reason="about the CPU target")
+needs_numba_cuda = pytest.mark.skipif(find_spec("numba_cuda") is None, reason=WITHOUT_NUMBA_CUDA)
 in_simulator = pytest.mark.skipif(not SIMULATED, reason="needs NUMBA_ENABLE_CUDASIM=1")
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import genesis
@@ -57,8 +58,14 @@ def interrupted(
         signal.signal(signal.SIGALRM, previous)
 
 
-def _takes_signals(opcode: str) -> bool:
-    return opcode.startswith(("CALL", "RESUME")) or "JUMP" in opcode
+@lru_cache(maxsize=None)
+def _taking_signals(code: Any) -> frozenset[int]:
+    """Where in a function's code signal handlers may run."""
+    return frozenset(
+        i.offset
+        for i in dis.get_instructions(code)
+        if i.opname.startswith(("CALL", "RESUME")) or "JUMP" in i.opname
+    )
 
 
 class Moments:
@@ -70,26 +77,24 @@ class Moments:
     def __init__(self, n: int | None = None):
         self.count = 0
         self._n = n
-        self._names: dict[Any, dict[int, str]] = {}
-        self._before: dict[Any, str] = {}
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
-        code = frame.f_code
-        if not code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        if event == "opcode":
-            if code not in self._names:
-                self._names[code] = {i.offset: i.opname for i in dis.get_instructions(code)}
-            before = self._before.get(frame, "")
-            self._before[frame] = self._names[code].get(frame.f_lasti, "")
-            if _takes_signals(before):
-                self.count += 1
-                if self.count == self._n:
-                    raise AlarmError
-        elif event == "return":
-            self._before.pop(frame, None)
-        return self._trace
+        takes, after = _taking_signals(frame.f_code), False
+
+        def at_opcode(frame: Any, event: str, _: Any) -> Any:
+            nonlocal after
+            if event == "opcode":
+                if after:
+                    self.count += 1
+                    if self.count == self._n:
+                        raise AlarmError
+                after = frame.f_lasti in takes
+            return at_opcode
+
+        return at_opcode
 
     def attack(self, action: Callable[[], Any]) -> BaseException | None:
         """Call `action()`; what ended it, or None."""

@@ -1,9 +1,10 @@
 """Lets every allocation of a step fail, one after the other; run by test_per_tensor.py.
 
 The k-th allocation (Python's or NumPy's own, through CPython's allocators) and some that follow it
-fail, for k = 1, 2, ... until a step needs no more. Each k has a process of its own, since NumPy does
-not survive the loss of every allocation (`ndarray.__array_interface__` for one crashes). Not all that
-follow fail, since CPython 3.11 cannot leave a `with` block without memory: it tries for ever. Prints
+fail, for k = 1, 2, ... (or at a distance that is given) until a step needs no more. Each k has a
+process of its own, since NumPy does not survive the loss of every allocation
+(`ndarray.__array_interface__` for one crashes). Not all that follow fail, since CPython 3.11 cannot
+leave a `with` block without memory: it tries for ever. Prints
 in how many steps MemoryError was raised, and in how many NumPy died; fails if a step was neither
 complete nor not begun, or if too few could be tried.
 """
@@ -31,10 +32,10 @@ def optimizer(name: str) -> genesis.optim.Optimizer:
     return getattr(genesis.optim, name)(groups)
 
 
-def starve(name: str, steps_before: int, failing: int) -> tuple[int, int]:
+def starve(name: str, steps_before: int, failing: int, distance: int) -> tuple[int, int]:
     """The number of steps that failed, and of those in which NumPy died.
 
-    As many allocations as `failing` says fail, one after the other.
+    As many allocations as `failing` says fail, one after the other; then others, at a distance.
     """
     attacked, twin = optimizer(name), optimizer(name)
     for _ in range(steps_before):
@@ -45,7 +46,7 @@ def starve(name: str, steps_before: int, failing: int) -> tuple[int, int]:
     after = everything(twin)
     failed = dead = complete = k = 0
     while complete < 20:  # in a row: NumPy can do without some
-        k += 1
+        k += distance
         process = os.fork()
         if process == 0:
             os._exit(starved(attacked, k, k + failing, before, after))
@@ -84,7 +85,8 @@ def starved(attacked: genesis.optim.Optimizer, k: int, stop: int, before: dict, 
 if __name__ == "__main__":
     gc.disable()
     for steps_before, failing in ((0, 30), (2, 1)):
-        failed, dead = starve(sys.argv[1], steps_before, failing)
+        distance = int(sys.argv[2])
+        failed, dead = starve(sys.argv[1], steps_before, failing, distance)
         print(failed, dead)
-        if failed < 100 or dead > failed / 10:
+        if failed < 100 / distance or dead > failed / 10:
             sys.exit(f"{dead} of {failed + dead} attempts ended in NumPy")

@@ -18,12 +18,13 @@ from attack_tools import (
     entries_of,
     in_child,
     interrupted_at,
+    lines_run,
     picture,
     refused,
     same,
     watchdog,
 )
-from cases import BFLOAT16, ONE_EACH, Case
+from cases import BFLOAT16, THREE, Case
 from devices import on_cpu_only
 from reference import Reference
 from stateful_model import guarded
@@ -42,7 +43,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
     """Kernels that many children need, compiled before they are forked."""
-    for case in (Case("SGD", {"lr": 0.1}), Case("SGD", {"lr": 0.1, "momentum": 0.9}), *ONE_EACH):
+    for case in (Case("SGD", {"lr": 0.1}), Case("SGD", {"lr": 0.1, "momentum": 0.9}), *THREE):
         opt, _ = subject(case)
         opt.step(max_norm=1.0)
     Adam(params(3)).step(max_norm=1.0)
@@ -212,12 +213,13 @@ def test_refuses_impossible_hyper_parameters_as_the_constructor_does(name, value
     refused(opt.step, opt, str(at_once.value), errors=at_once.type)
 
 
-def test_two_thousand_groups_are_made_quickly():
-    many = [{"params": [genesis.Parameter(np.ones(2))]} for _ in range(2000)]
-    begin = time.perf_counter()
-    opt = SGD(many, lr=0.1)
-    assert time.perf_counter() - begin < 1  # 5 s where each group is compared with all before
-    assert len(opt.param_groups) == 2000
+def test_a_group_is_not_compared_with_all_before():
+    def make(count):
+        groups = [{"params": [genesis.Parameter(np.ones(2))]} for _ in range(count)]
+        return lines_run(lambda: SGD(groups, lr=0.1))
+
+    make(1)
+    assert make(400) < 2.2 * make(200)
 
 
 # ---- 1: state ----
@@ -479,7 +481,7 @@ def test_a_gradient_that_changes_after_it_was_assigned_is_seen(how):
 
 @in_child
 @pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", THREE, ids=lambda case: case.id)
 def test_an_array_made_read_only_is_not_written(case, steps):
     a, b = params(3, 3)
     opt = case.make([b, a])
@@ -645,7 +647,7 @@ def test_gradients_assigned_by_another_thread_during_a_step(many):
     opt.step()
     end = beside(assign)
     steps = 1
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 0.7
     while time.monotonic() < until:
         opt.step(max_norm=1e9) if steps % 3 == 0 else opt.step()
         steps += 1
@@ -665,7 +667,7 @@ def test_gradients_dropped_by_another_thread_during_a_step():
         opt.zero_grad()
 
     end = beside(assign)
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 0.7
     while time.monotonic() < until:
         opt.step()
     end()
@@ -690,7 +692,7 @@ def test_arrays_replaced_by_another_thread_during_a_step(what):
             opt.state = {p: {"momentum_buffer": np.ones(p.shape)}}
 
     end = beside(replace)
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 0.7
     while time.monotonic() < until:
         opt.step()
     end()
@@ -714,7 +716,8 @@ def test_one_optimizer_in_two_threads_breaks_nothing():
 
 # ---- 3: complete or not begun ----
 
-EVERY = [*ONE_EACH, Case("Adafactor", {}), Case("Muon", {"lr": 0.1})]
+# What interrupts a step does not meet the formula. Rules with one buffer, two, and numbers beside it.
+EVERY = [*THREE, Case("Adafactor", {}), Case("Muon", {"lr": 0.1})]
 
 
 def subject(case, steps=2, dtype=np.float64):
@@ -761,11 +764,14 @@ def test_an_exception_at_any_moment_of_a_step(case, steps):
         assert_whole(case, steps, lambda opt: opt.step(), Interrupted)
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError])
 @pytest.mark.parametrize(
-    "case", [EVERY[0], *(c for c in EVERY if c.name in ("AdamW", "Adafactor", "Muon"))],
-    ids=lambda case: case.name,
-)  # fmt: skip
+    ("case", "kind"),
+    [
+        *((case, KeyboardInterrupt) for case in EVERY if case.name != "ASGD"),
+        *((EVERY[1], kind) for kind in (SystemExit, MemoryError)),
+    ],
+    ids=lambda value: getattr(value, "name", None) or value.__name__,
+)
 def test_any_exception_at_any_moment_of_a_clipped_step(case, kind):
     with watchdog():
         assert_whole(case, 1, lambda opt: opt.step(max_norm=0.1), kind)
@@ -780,7 +786,7 @@ def test_an_exception_at_any_moment_of_a_scaled_step(case):
         assert_whole(case, 1, step, Interrupted)
 
 
-@pytest.mark.parametrize("case", [EVERY[2], EVERY[3]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [EVERY[1], EVERY[2]], ids=lambda case: case.name)
 def test_an_exception_at_any_moment_of_a_threaded_step(
     case, monkeypatch, num_threads, small_chunks
 ):
@@ -917,7 +923,7 @@ def test_helpers_that_cannot_start_are_not_needed(num_threads, monkeypatch, smal
 @in_child
 def test_the_helpers_that_do_start_are_enough(num_threads, monkeypatch, small_chunks):
     num_threads(1)
-    expected, _ = subject(EVERY[3], 3)
+    expected, _ = subject(EVERY[1], 3)
     expected.step()
     expected = picture(expected)
     num_threads(6)
@@ -931,7 +937,7 @@ def test_the_helpers_that_do_start_are_enough(num_threads, monkeypatch, small_ch
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     for _ in range(20):
-        opt, _ = subject(EVERY[3], 3)
+        opt, _ = subject(EVERY[1], 3)
         opt.step()
         assert same(picture(opt), expected)
     assert len(started) == 1

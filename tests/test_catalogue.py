@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import CASES
+from devices import on_cpu_only
 
 import genesis
 from genesis import optim
 
+pytestmark = on_cpu_only
+
 PAGE = Path(__file__).parent.parent / "docs" / "choosing.md"
 OPTIMIZERS = sorted({case.name for case in CASES})
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+TORCHS = [case for case in CASES if case.peer == "torch"]
+each_case = pytest.mark.parametrize("case", TORCHS, ids=lambda case: case.id)
 
 
 # ---- what is refused ----
@@ -444,7 +447,12 @@ def test_nan_and_inf_go_where_they_go_in_torch(case, value, torch, rng):
             np.testing.assert_array_equal(np.isfinite(left), torch.isfinite(right).numpy())
 
 
-@each_optimizer
+def test_the_peer_is_torch_wherever_torch_has_one(torch):
+    for case in CASES:
+        assert hasattr(torch.optim, case.name) == (case.peer == "torch"), case
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in TORCHS}))
 def test_the_signature_is_torchs(name, torch):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters
     ours = dict(inspect.signature(getattr(optim, name)).parameters)

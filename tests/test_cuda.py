@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 from cases import BFLOAT16, DTYPES, ONE_EACH
-from devices import DEVICE, in_simulator, on_cpu_only, on_device, parameter
+from devices import DEVICE, in_simulator, needs_numba_cuda, on_cpu_only, on_device, parameter
 
 import genesis
 from genesis import buffers, cuda_driver
@@ -893,8 +893,8 @@ def test_without_numba_cuda_the_error_names_the_extra(monkeypatch, forgotten):
 
 
 @on_cpu_only
+@needs_numba_cuda
 def test_without_a_driver_the_error_says_so_and_names_the_extra(forgotten):
-    pytest.importorskip("numba_cuda", reason="needs numba-cuda: genesis-optim[cu13]")
     from numba import cuda
 
     if cuda.is_available():

@@ -10,18 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from devices import on_cpu_only
+from devices import needs_numba_cuda, on_cpu_only
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 pytestmark = [
     on_cpu_only,
-    pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda"),
+    needs_numba_cuda,
     pytest.mark.skipif(sys.platform != "linux", reason="the pretended driver is for Linux"),
     pytest.mark.skipif(COMPILER is None, reason="needs a C compiler for the pretended driver"),
 ]

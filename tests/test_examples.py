@@ -5,13 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 from matplotlib.image import imread
 
 import genesis
+
+pytestmark = on_cpu_only
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -37,6 +41,9 @@ RUNS = [
     ),
 ]
 
+WITHOUT_DIGITS = "needs scikit-learn's digits: pip install -e '.[test,examples]'"
+needs_digits = pytest.mark.skipif(find_spec("sklearn") is None, reason=WITHOUT_DIGITS)
+
 OPTIMIZERS = ["adamw", "adam", "sgd", "rmsprop"]  # of digits.py
 
 
@@ -50,7 +57,8 @@ def test_readme_names_every_example():
 
 
 @pytest.mark.parametrize(
-    ("file", "arguments", "png", "last_line"), RUNS, ids=[file for file, *_ in RUNS]
+    ("file", "arguments", "png", "last_line"),
+    [pytest.param(*row, id=row[0], marks=[needs_digits] * ("digits" in row[0])) for row in RUNS],
 )
 def test_runs(file, arguments, png, last_line, tmp_path):
     paths = [str(Path(genesis.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -92,6 +100,7 @@ def load_example(name):
 
 @pytest.fixture(scope="module")
 def digits():
+    pytest.importorskip("sklearn", reason=WITHOUT_DIGITS)
     return load_example("digits")
 
 
@@ -165,6 +174,7 @@ def test_digits_says_when_the_learning_rate_is_too_large(digits, tmp_path):
     assert not path.exists()
 
 
+@needs_digits
 def test_16_bit_digits_reach_what_float32_reaches(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     accuracies = load_example("digits_mixed").main(

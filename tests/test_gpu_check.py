@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cases import BFLOAT16, CASES, ONE_EACH
-from devices import in_simulator, on_cpu_only
+from devices import in_simulator, needs_numba_cuda, on_cpu_only
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_check
@@ -90,6 +90,7 @@ class Rehearsal:
 
 @on_cpu_only
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.torch
 def test_timings_are_rehearsed(capsys, tmp_path):
     torch = pytest.importorskip("torch")
     found = gpu_check.time_models(torch, Rehearsal(), ["mlp"], 0.01)
@@ -109,6 +110,7 @@ def test_timings_are_rehearsed(capsys, tmp_path):
 
 
 @on_cpu_only
+@pytest.mark.torch
 def test_a_model_too_large_is_left_out(monkeypatch, capsys):
     torch = pytest.importorskip("torch")
 
@@ -120,13 +122,11 @@ def test_a_model_too_large_is_left_out(monkeypatch, capsys):
     assert "mlp AdamW: the device has not the memory for it" in capsys.readouterr().out
 
 
+@needs_numba_cuda
 def test_about_names_the_device():
     device = SimpleNamespace(name=b"GPU", compute_capability=(9, 0), MULTIPROCESSOR_COUNT=132)
     cuda = SimpleNamespace(get_current_device=lambda: device)
-    try:
-        found = gpu_check.about(cuda, SimpleNamespace(__version__="2"))
-    except ImportError as error:
-        pytest.skip(f"needs numba-cuda: {error}")
+    found = gpu_check.about(cuda, SimpleNamespace(__version__="2"))
     assert found["device"] == "GPU"
     assert found["compute_capability"] == "9.0"
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import CASES, ONE_EACH
+from devices import on_cpu_only
 
 import genesis
 from genesis.commit import commit
 from genesis.kernels import cpu, table, threads
+
+pytestmark = on_cpu_only
 
 ROOT = Path(__file__).parent.parent
 
@@ -176,7 +179,7 @@ def run_python(code, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
@@ -189,7 +192,7 @@ import genesis
 p = genesis.Parameter(np.ones(3))
 p.grad = np.ones(3)
 genesis.optim.{name}([p], lr=0.1).step()
-genesis.optim.RMSprop([p], lr=0.1, momentum=0.5).step()
+genesis.optim.SGD([p], lr=0.1, momentum=0.5).step()
 """
 COMPILING = "INFO:genesis:compiling"
 

@@ -20,7 +20,9 @@ def rosenbrock(x):
 @pytest.fixture(scope="module")
 def diabetes():
     """Least squares on measurements of 442 patients: ten columns, each of unit variance."""
-    datasets = pytest.importorskip("sklearn.datasets")
+    datasets = pytest.importorskip(
+        "sklearn.datasets", reason="needs scikit-learn: pip install -e '.[test,examples]'"
+    )
     x, y = datasets.load_diabetes(return_X_y=True)
     x, y = x / x.std(axis=0), (y - y.mean()) / y.std()
 

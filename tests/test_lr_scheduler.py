@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 from scheduler_cases import (
     CASES,
     FORMULA_FLOOR,
@@ -30,6 +31,8 @@ from scheduler_cases import (
 
 import genesis
 from genesis.optim import lr_scheduler as schedulers
+
+pytestmark = on_cpu_only
 
 LEAVES = [case for case in CASES if case.kind not in ("ChainedScheduler", "SequentialLR")]
 BATCHED = [case for case in LEAVES if case.metric is None]  # those that a composite takes
@@ -268,6 +271,7 @@ def test_restarts_are_exact_at_high_powers():
 
 @pytest.mark.parametrize("kind", ["MultiStepLR", "StepLR", "ExponentialLR", "LambdaLR"])
 @pytest.mark.parametrize("last_epoch", [0, 3, 11])
+@pytest.mark.torch
 def test_last_epoch(kind, last_epoch):
     case = next(case for case in CASES if case.kind == kind and case.lr is not None)
     first = run(case, *start(case), 30)
@@ -300,6 +304,7 @@ def dips():
 
 
 @pytest.mark.parametrize("case", dips(), ids=repr)
+@pytest.mark.torch
 def test_a_rounding_error_below_zero_is_zero(case):
     torch = pytest.importorskip("torch")
     optimizer, scheduler = start(case, LRS[:1])
@@ -405,7 +410,7 @@ def plain(value):
 
 
 @every_case
-def test_resume_at_every_position(case):
+def test_resume_at_many_positions(case):
     optimizer, scheduler = start(case)
     steps = min(case.steps, 41)
     saved = [(optimizer.state_dict(), through_json(scheduler.state_dict()))]
@@ -415,6 +420,8 @@ def test_resume_at_every_position(case):
     expected = run(case, *start(case), steps)
     assert plain(scheduler.state_dict())
     for position, (optimizer_state, scheduler_state) in enumerate(saved):
+        if position % 2 and 8 < position < steps - 4:
+            continue
         optimizer, scheduler = start(case)
         optimizer.load_state_dict(optimizer_state)
         scheduler.load_state_dict(scheduler_state)
@@ -1041,7 +1048,7 @@ def test_whole_floats_and_numpy_numbers_are_numbers():
 
 
 @pytest.mark.parametrize(
-    "metric", [None, "0.5", 1j, [1.0], np.ones(2), np.ones(0), object()], ids=repr
+    "metric", [None, "0.5", 1j, [1.0], np.ones(2), np.ones(0), object], ids=repr
 )
 def test_wrong_metrics(metric):
     scheduler = schedulers.ReduceLROnPlateau(optimizer_for(), patience=0)

@@ -5,14 +5,20 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import BFLOAT16, CASES, ONE_EACH
+from cases import CASES, EACH_TYPE, ONE_EACH
+from devices import on_cpu_only
 from reference import Reference
 
 import genesis
 from genesis.kernels import cpu
 from genesis.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+pytestmark = on_cpu_only
+
 each_optimizer = pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.id)
+each_type = pytest.mark.parametrize(
+    ("case", "dtype"), EACH_TYPE, ids=lambda value: getattr(value, "id", value)
+)
 
 
 def parameters(*shapes, dtype=np.float64, seed=0):
@@ -23,7 +29,7 @@ def parameters(*shapes, dtype=np.float64, seed=0):
 def give_gradients(params, seed=1):
     rng = np.random.default_rng(seed)
     for p in params:
-        p.grad = rng.standard_normal(p.shape)
+        p.grad = rng.standard_normal(p.shape).astype(p.dtype)
 
 
 def run(opt, params, steps=3, seed=1):
@@ -198,8 +204,7 @@ def layouts(array):
         yield target
 
 
-@each_optimizer
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, BFLOAT16], ids=str)
+@each_type
 def test_any_memory_layout_gives_the_same_result(case, dtype):
     rng = np.random.default_rng(0)
     data, *grads = (rng.standard_normal((5, 6)).astype(dtype) for _ in range(4))
@@ -342,8 +347,7 @@ def test_state_dict_is_a_snapshot_in_torchs_layout(case):
         assert all(type(value) in (int, float, np.ndarray) for value in entries.values())
 
 
-@each_optimizer
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, BFLOAT16], ids=str)
+@each_type
 def test_a_resumed_run_is_the_same_run(case, dtype):
     params = parameters((3, 4), (5,), (), (0,), dtype=dtype)
     opt = case.make(params)

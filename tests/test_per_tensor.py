@@ -17,6 +17,7 @@ from genesis.buffers import BFLOAT16
 from genesis.optim import LBFGS, Adafactor, Muon
 
 pytestmark = on_cpu_only
+ERRORS = [KeyboardInterrupt, SystemExit, AlarmError]
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
 
 
@@ -43,23 +44,32 @@ ACTIONS = {
     "max_norm": lambda opt: opt.step(max_norm=0.5),
     "scaled_step": lambda opt: opt.scaled_step(0.25),
 }
+
+
+def quickest(action):
+    """The least time that an action takes, in seconds; how busy the machine is does not count."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 each_class = pytest.mark.parametrize("cls", [Adafactor, Muon])
-each_action = pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 
 
 @each_class
-@each_action
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AlarmError])
+@pytest.mark.parametrize(("action", "error"), list(zip(ACTIONS.values(), ERRORS)), ids=ACTIONS)
 def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
     attacked, twin = optimizer(cls), optimizer(cls)
     action(optimizer(cls))  # compiles
-    start = time.perf_counter()
-    action(optimizer(cls, steps=1))
-    usual = time.perf_counter() - start
+    usual = quickest(lambda: action(optimizer(cls, steps=1)))
     chance = random.Random(7)
-    hits = rounds = 0
-    while rounds < 60 or (hits <= 5 and rounds < MOST_ROUNDS):
-        rounds += 1
+    hits = 0
+    for turn in range(1000):
+        if turn >= 60 and hits > 5:
+            break
         before = everything(twin)
         action(twin)
         after = everything(twin)
@@ -74,11 +84,7 @@ def test_alarms_leave_a_step_complete_or_not_begun(cls, action, error):
     assert hits > 5
 
 
-MOST_ROUNDS = 3000
-"""How often to try for enough alarms that come in time; on a busy machine most do not."""
-
-
-def at_each_moment(attacked, twin, action, most=100):
+def at_each_moment(attacked, twin, action, most=25):
     """Interrupts an action at very many moments; `attacked` and `twin` are equal before and after."""
     before = everything(attacked)
     counting = Moments()
@@ -100,8 +106,11 @@ def at_each_moment(attacked, twin, action, most=100):
 
 
 @each_class
-@each_action
-@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("action", "steps"),
+    [(ACTIONS["step"], 0), *((action, 2) for action in ACTIONS.values())],
+    ids=["first", *ACTIONS],
+)
 def test_an_exception_at_each_moment_leaves_a_step_complete_or_not_begun(cls, action, steps):
     attacked, twin = optimizer(cls, steps), optimizer(cls, steps)
     action(optimizer(cls, steps))
@@ -122,11 +131,15 @@ def test_an_exception_at_each_moment_leaves_load_state_dict_complete_or_not_begu
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon"])
-def test_any_allocation_may_fail(name):
+def test_any_allocation_may_fail(name, request):
+    """One in three, unless --slow is given: a step that is half done stays so for more than that."""
     pytest.importorskip("_testcapi")
     starver = pathlib.Path(__file__).with_name("memory_starver.py")
     done = subprocess.run(
-        [sys.executable, starver, name], capture_output=True, text=True, timeout=600
+        [sys.executable, starver, name, "1" if request.config.getoption("--slow") else "3"],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -139,8 +152,8 @@ import numpy as np, genesis
 from interrupts import everything
 def made():
     rng = np.random.default_rng(1)
-    ps = [genesis.Parameter(rng.random((700, 800))) for _ in range(3)]
-    for p in ps: p.grad = rng.random((700, 800))
+    ps = [genesis.Parameter(rng.random((500, 550))) for _ in range(3)]
+    for p in ps: p.grad = rng.random((500, 550))
     return getattr(genesis.optim, sys.argv[1])(ps)
 attacked, twin = made(), made()
 before = everything(twin); twin.step(); after = everything(twin)
@@ -159,7 +172,7 @@ def outcome(megabytes):
         return "failed" if now == before else "half done"
     return "done" if now == after else "wrong"
 outcomes = []
-for megabytes in range(0, 200):
+for megabytes in range(0, 100):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -415,17 +428,15 @@ each_search = pytest.mark.parametrize(
 
 
 @each_search
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AlarmError])
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("error", "times"), list(zip(ERRORS, (1, 3, 2))))
 def test_alarms_leave_an_lbfgs_step_complete_or_not_begun(hyper, error, times):
     attacked, twin = Bowl(**hyper), Bowl(**hyper)
-    start = time.perf_counter()
-    Bowl(steps=3, **hyper)
-    usual = (time.perf_counter() - start) / 3
+    usual = quickest(lambda: Bowl(steps=3, **hyper)) / 3
     chance = random.Random(11)
-    hits = rounds = 0
-    while rounds < 60 or (hits <= 5 and rounds < MOST_ROUNDS):
-        rounds += 1
+    hits = 0
+    for turn in range(1000):
+        if turn >= 60 and hits > 5:
+            break
         before = everything(twin.opt)
         twin.step()
         after = everything(twin.opt)
@@ -442,12 +453,13 @@ def test_alarms_leave_an_lbfgs_step_complete_or_not_begun(hyper, error, times):
     assert hits > 5
 
 
-@each_search
-@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("hyper", "steps"), [({"lr": 0.1}, 2), ({"line_search_fn": "strong_wolfe"}, 0)]
+)
 def test_an_exception_at_each_moment_leaves_an_lbfgs_step_complete_or_not_begun(hyper, steps):
     attacked, twin = Bowl(steps, **hyper), Bowl(steps, **hyper)
     by_optimizer = {attacked.opt: attacked, twin.opt: twin}
-    outcomes = at_each_moment(attacked.opt, twin.opt, lambda opt: by_optimizer[opt].step(), 60)
+    outcomes = at_each_moment(attacked.opt, twin.opt, lambda opt: by_optimizer[opt].step())
     assert outcomes.count(False) > 50
 
 
@@ -465,7 +477,7 @@ def test_alarms_close_behind_a_failing_closure_do_not_keep_lbfgs_from_restoring(
 
     chance = random.Random(13)
     rounds = 0
-    while rounds < 200 or (hits <= 20 and rounds < MOST_ROUNDS):
+    while rounds < 200 or (hits <= 20 and rounds < 1000):
         rounds += 1
         bowl.at_call = {3: slow_failure}
         ended = interrupted(bowl.step, chance.uniform(2e-4, 3e-3), KeyboardInterrupt, times=5)

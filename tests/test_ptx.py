@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cases import CASES
+from devices import WITHOUT_NUMBA_CUDA
 
 import genesis
 from genesis import cuda_driver
@@ -22,7 +23,7 @@ from genesis.kernels import reductions, storage, transforms
 if cuda_driver.SIMULATED:
     pytest.skip("numba's CUDA simulator compiles nothing", allow_module_level=True)
 if find_spec("numba_cuda") is None:
-    pytest.skip("needs numba-cuda: pip install 'genesis-optim[cu13]'", allow_module_level=True)
+    pytest.skip(WITHOUT_NUMBA_CUDA, allow_module_level=True)
 
 import numba.cuda.dispatcher
 from numba import cuda

@@ -11,6 +11,8 @@ import genesis
 from genesis.optim import lr_scheduler
 from genesis.optim.swa_utils import AveragedParameters, get_ema_weight_fn
 
+pytestmark = on_cpu_only
+
 
 class Run:
     """A little training run with everything that has a state: a linear model on random data."""

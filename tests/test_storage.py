@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from cases import BFLOAT16
+from devices import on_cpu_only
 
 from genesis import kernels
 from genesis.kernels import cpu, storage
+
+pytestmark = on_cpu_only
 
 HALVES = [np.dtype(np.float16), BFLOAT16]
 

@@ -89,11 +89,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _save(obj: Any, path: str) -> None:
-    # What is saved of a parameter is itself, not its working copy.
-    regions.outside(_save_outside, obj, path)
-
-
-def _save_outside(obj: Any, path: str) -> None:
+    regions.leave()  # what is saved of a parameter is itself, not its working copy
     encoder = codec.Encoder()
     structure = json.dumps(encoder.encode(obj), separators=(",", ":"))
     sources = dict(
