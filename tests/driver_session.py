@@ -7,7 +7,6 @@ import ctypes
 import gc
 import json
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -128,18 +127,13 @@ def launch_arguments(dtype):
 
 
 def steps(tensors):
-    """Launches, waits and transfers of steps, and the host's time, by kind of gradients."""
+    """Launches, waits and transfers of steps, by kind of gradients."""
     params, opt = model(tensors)
     opt.step()
     before = counts()
     for _ in range(10):
         opt.step()
     steady = (counts() - before).tolist()
-    times = []
-    for _ in range(300):
-        start = time.perf_counter()
-        opt.step()
-        times.append(time.perf_counter() - start)
     sets = [[on_device(np.ones(p.shape, np.float32)) for p in params] for _ in range(2)]
     before = counts()
     for i in range(10):
@@ -149,7 +143,6 @@ def steps(tensors):
     return {
         "steady": steady,
         "fresh": (counts() - before).tolist(),
-        "us": 1e6 * sorted(times)[150],
     }
 
 

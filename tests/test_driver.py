@@ -75,11 +75,6 @@ def test_a_step_is_one_launch_and_waits_for_nothing(found, tensors):
     assert (launches, waits, transfers) == (10, 0, 10)
 
 
-def test_host_time_of_a_step(found):
-    assert found["steps"]["1"]["us"] < 50
-    assert found["steps"]["100"]["us"] < 50
-
-
 def test_the_table_on_the_device_follows_the_gradients(found):
     assert found["table"]
 

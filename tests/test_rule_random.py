@@ -113,7 +113,7 @@ def test_random_formulas(seed):
     recipe = optimizer._recipe
     elements = random.Random(seed).sample(list(itertools.product(VALUES, repeat=4)), 25)
     for flag, step, kind in itertools.product((False, True), (1, 3), (np.float32, np.float64)):
-        written = recipe.written[recipe.choice({"flag": flag})]
+        written = recipe.written_for({"flag": flag})
         kernel = simulated.device_function.__wrapped__(written.rule)
         try:
             scalars = written.scalars(HYPER, step, [{}])
