@@ -716,8 +716,9 @@ def test_one_optimizer_in_two_threads_breaks_nothing():
 
 # ---- 3: complete or not begun ----
 
-# What interrupts a step does not meet the formula. Rules with one buffer, two, and numbers beside it.
-EVERY = [*THREE, Case("Adafactor", {}), Case("Muon", {"lr": 0.1})]
+# What interrupts a step does not meet the formula. Rules with one buffer, two, and numbers beside it,
+# and an optimizer that works tensor by tensor, of which test_per_tensor.py has more.
+EVERY = [*THREE, Case("Muon", {"lr": 0.1})]
 
 
 def subject(case, steps=2, dtype=np.float64):
@@ -777,7 +778,7 @@ def test_any_exception_at_any_moment_of_a_clipped_step(case, kind):
         assert_whole(case, 1, lambda opt: opt.step(max_norm=0.1), kind)
 
 
-@pytest.mark.parametrize("case", [EVERY[2], EVERY[-2]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [EVERY[2], EVERY[-1]], ids=lambda case: case.name)
 def test_an_exception_at_any_moment_of_a_scaled_step(case):
     def step(opt):
         genesis.amp.GradScaler(init_scale=4.0).step(opt)
@@ -802,7 +803,7 @@ def later_is_the_same(opt):
     assert same(picture(opt), now), "something was written after the call had ended"
 
 
-@pytest.mark.parametrize("case", [EVERY[0], EVERY[2], EVERY[-2]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [EVERY[0], EVERY[2], EVERY[-1]], ids=lambda case: case.name)
 def test_an_exception_at_any_moment_of_load_state_dict(case):
     opt, _ = subject(case, 4)
     saved = opt.state_dict()

@@ -140,7 +140,7 @@ def busy(request):
 def test_alarms_at_random_moments(kind, request, monkeypatch, num_threads):
     alarms = request.config.getoption("--interrupts")
     long = alarms is not None
-    alarms = 300 if alarms is None else alarms
+    alarms = 200 if alarms is None else alarms
     if kind is not KeyboardInterrupt:
         alarms = max(60, alarms // 10)
     every = subjects()

@@ -286,8 +286,7 @@ def test_kernels_of_several_sessions_do_not_share_their_helpers(tmp_path):
     )
     for factors, expected in [
         ("2.0,", "[-8.0]"),
-        ("3.0,", "[-27.0]"),
-        ("2.0, 3.0, 4.0", "[-8.0, -27.0, -64.0]"),
+        ("3.0, 2.0, 4.0", "[-27.0, -8.0, -64.0]"),
         ("4.0, 3.0, 2.0", "[-64.0, -27.0, -8.0]"),
     ]:
         found = session(code.replace("FACTORS", f"({factors})"), tmp_path)
@@ -352,8 +351,12 @@ def filled(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "damage",
-    [*DAMAGES.values(), *(lambda content, k=k: flipped(content, k / 2) for k in range(3))],
-    ids=[*DAMAGES, *(f"bit at {k}/2" for k in range(3))],
+    [
+        *DAMAGES.values(),
+        lambda content: flipped(content, 0),
+        lambda content: flipped(content, 1 / 2),
+    ],
+    ids=[*DAMAGES, "first bit", "a bit in the middle"],
 )
 def test_damaged_files_are_compiled_anew(damage, filled, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "kept"

@@ -971,7 +971,7 @@ def test_random_sequences(request):
     operations = dict(OPERATIONS)
     Attack.totals = 0, 0
     if not minutes:
-        run(operations, max_examples=40, stateful_step_count=25, derandomize=True)
+        run(operations, max_examples=30, stateful_step_count=25, derandomize=True)
         return
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:

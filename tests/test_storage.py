@@ -10,22 +10,25 @@ from genesis.kernels import cpu, storage
 
 pytestmark = on_cpu_only
 
-HALVES = [np.dtype(np.float16), BFLOAT16]
-
 
 def assign(param, grad, state, hyper):
     """A rule that only moves a gradient, converted, into the parameter."""
     return grad, state
 
 
-@pytest.fixture(params=["processor", "integers"])
-def conversion(request, monkeypatch):
-    """Convert float16 by the processor's instruction, and by integers as where it has none."""
-    if request.param == "integers":
+# float16 is converted by the processor's instruction, and by integers as where it has none.
+@pytest.fixture(
+    params=[(np.dtype(np.float16), True), (np.dtype(np.float16), False), (BFLOAT16, False)],
+    ids=["float16-processor", "float16-integers", "bfloat16"],
+)
+def half(request, monkeypatch):
+    """A 16-bit type, in one of the ways to convert it."""
+    kind, by_processor = request.param
+    if not by_processor:
         monkeypatch.setattr(storage, "HAS_F16C", False)
     for made in (cpu._compiled, storage.reader, storage.writer):
         made.cache_clear()
-    yield
+    yield kind
     monkeypatch.undo()
     for made in (cpu._compiled, storage.reader, storage.writer):
         made.cache_clear()
@@ -39,10 +42,9 @@ def converted(values, dtype):
     return target
 
 
-@pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("wide", [np.float32, np.float64])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_all_16_bit_patterns_widen_exactly(half, wide, conversion):
+def test_all_16_bit_patterns_widen_exactly(half, wide):
     halves = np.arange(65536, dtype=np.uint16).view(half)
     got, expected = converted(halves, np.dtype(wide)), halves.astype(wide)
     np.testing.assert_array_equal(got, expected)  # equal NaN positions too
@@ -56,10 +58,9 @@ def float32_patterns():
     return (top | low.astype(np.uint32)).ravel().view(np.float32)
 
 
-@pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_float32_narrows_to_nearest_even(half, conversion):
+def test_float32_narrows_to_nearest_even(half):
     patterns = float32_patterns()
     got = converted(patterns, half).view(np.uint16)
     expected = patterns.astype(half).view(np.uint16)
@@ -69,9 +70,8 @@ def test_float32_narrows_to_nearest_even(half, conversion):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_every_float32_narrows_to_nearest_even(half, conversion):
+def test_every_float32_narrows_to_nearest_even(half):
     for start in range(0, 2**32, 2**26):
         patterns = np.arange(start, start + 2**26, dtype=np.uint32).view(np.float32)
         got, expected = converted(patterns, half), patterns.astype(half)
