@@ -162,6 +162,9 @@ class Part:
             before.check(name, default)
             self.hypers[name] = replace(before, default=default)
         self._renamed = dict(renamed or {})
+        # What carried numbers, and those that the function for numbers takes, are called outside.
+        self.carries = [self.outside(name) for name in self.carried]
+        self._takes = [(n, self.outside(n)) for n in (() if numbers is None else numbers.hypers)]
 
     def _declare_keywords(self) -> None:
         """Add up the hyper-parameters, in the order in which formula and numbers name them."""
@@ -251,9 +254,8 @@ class Part:
         """What the function for per-step numbers gives."""
         if self.numbers is None:
             return None
-        carried = [numbers[self.outside(name)] for name in self.carried]
-        hypers = {name: group[self.outside(name)] for name in self.numbers.hypers}
-        return self.numbers.function(step, *carried, **hypers)
+        carried = [numbers[name] for name in self.carries]
+        return self.numbers.function(step, *carried, **{n: group[o] for n, o in self._takes})
 
 
 class Recipe:
@@ -366,9 +368,9 @@ class Recipe:
     def next_carried(self, named: Sequence[Any]) -> dict[str, float]:
         """The carried numbers after a step."""
         return {
-            part.outside(name): float(numbers[name])
+            outside: float(numbers[name])
             for part, numbers in zip(self.parts, named)
-            for name in part.carried
+            for name, outside in zip(part.carried, part.carries)
         }
 
     def evaluated(
