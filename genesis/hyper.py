@@ -282,7 +282,7 @@ def several(*parts: Number, text: str = "", title: str = "") -> Several:
     return Several(tuple(part.default for part in parts), text, title, parts)
 
 
-def flag(default: bool, text: str = "") -> Flag:
+def flag(default: Any = REQUIRED, text: str = "") -> Flag:
     """True or False, decided before compilation: each choice is a kernel of its own."""
     return Flag(default, text)
 

@@ -77,14 +77,14 @@ class Adafactor(PerTensor):
     """
 
     _hypers: ClassVar = {
-        "lr": hyper.rate(1e-2),
-        "beta2_decay": hyper.number(-0.8, most=0),
+        "lr": hyper.rate(),
+        "beta2_decay": hyper.number(most=0),
         "eps": hyper.several(
-            hyper.number(None, low=0, unset=True), hyper.number(1e-3, low=0), title="epsilon value"
+            hyper.number(low=0, unset=True), hyper.number(low=0), title="epsilon value"
         ),
-        "d": hyper.number(1.0, low=1, infinite=True),
-        "weight_decay": hyper.non_negative(0.0),
-        "maximize": hyper.flag(False),
+        "d": hyper.number(low=1, infinite=True),
+        "weight_decay": hyper.non_negative(),
+        "maximize": hyper.flag(),
     }
     _sometimes = ("row_var", "col_var", "variance")
 

@@ -94,12 +94,12 @@ class LBFGS(Optimizer):
     """
 
     _hypers: ClassVar = {
-        "lr": hyper.rate(1, scheduled=False),
-        "max_iter": hyper.count(20),
+        "lr": hyper.rate(scheduled=False),
+        "max_iter": hyper.count(),
         "max_eval": hyper.count(),
-        "tolerance_grad": hyper.non_negative(1e-7),
-        "tolerance_change": hyper.non_negative(1e-9),
-        "history_size": hyper.count(100),
+        "tolerance_grad": hyper.non_negative(),
+        "tolerance_change": hyper.non_negative(),
+        "history_size": hyper.count(),
         "line_search_fn": hyper.word(("strong_wolfe",)),
     }
     _numbers = ("func_evals", "n_iter")

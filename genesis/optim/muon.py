@@ -78,13 +78,13 @@ class Muon(PerTensor):
     _always = ("momentum_buffer",)
     _numbers = ()
     _hypers: ClassVar = {
-        "lr": hyper.rate(1e-3),
-        "weight_decay": hyper.non_negative(0.1),
-        "momentum": hyper.non_negative(0.95),
-        "nesterov": hyper.flag(True),
-        "ns_coefficients": hyper.several(*map(hyper.number, (3.4445, -4.7750, 2.0315))),
-        "eps": hyper.epsilon(1e-7),
-        "ns_steps": hyper.count(5, least=0, most=99),
+        "lr": hyper.rate(),
+        "weight_decay": hyper.non_negative(),
+        "momentum": hyper.non_negative(),
+        "nesterov": hyper.flag(),
+        "ns_coefficients": hyper.several(hyper.number(), hyper.number(), hyper.number()),
+        "eps": hyper.epsilon(),
+        "ns_steps": hyper.count(least=0, most=99),
         "adjust_lr_fn": hyper.word(("original", "match_rms_adamw")),
     }
 
