@@ -165,6 +165,16 @@ def test_random_bits_are_others_at_each_update_however_late(first):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
+def test_random_bits_are_others_for_each_parameter():
+    params = [genesis.Parameter(np.ones(256, BFLOAT16)) for _ in range(2)]
+    opt = genesis.optim.SGD(params, lr=1e-3, stochastic_rounding=True)
+    for p in params:
+        p.grad = np.ones(256, np.float32)
+    opt.step()
+    assert not np.array_equal(*(bits(p.data) for p in params))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="stochastic rounding works on the CPU")
 def test_tables_with_keys_are_reduced_and_zeroed_like_others():
     params = [genesis.Parameter(np.ones(100 + i, BFLOAT16)) for i in range(5)]
     opt = genesis.optim.SGD(params, lr=1e-3, stochastic_rounding=True)
