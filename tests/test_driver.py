@@ -75,9 +75,11 @@ def test_a_step_is_one_launch_and_waits_for_nothing(found, tensors):
     assert (launches, waits, transfers) == (10, 0, 10)
 
 
-def test_host_time_of_a_step(found):
-    assert found["steps"]["1"]["us"] < 50
-    assert found["steps"]["100"]["us"] < 50
+def test_the_hosts_work_in_a_step(found):
+    """A hundred lines of Python, and three for each tensor."""
+    one, hundred = (found["steps"][tensors]["lines"] for tensors in ("1", "100"))
+    assert one < 150
+    assert hundred - one < 4 * 99
 
 
 def test_the_table_on_the_device_follows_the_gradients(found):
