@@ -10,6 +10,7 @@ import threading
 import warnings
 
 import numpy as np
+from attack_tools import lines_run
 from cases import BFLOAT16, DTYPES
 from numba import cuda
 
@@ -127,13 +128,14 @@ def launch_arguments(dtype):
 
 
 def steps(tensors):
-    """Launches, waits and transfers of steps, by kind of gradients."""
+    """Launches, waits and transfers of steps, and the host's work, by kind of gradients."""
     params, opt = model(tensors)
     opt.step()
     before = counts()
     for _ in range(10):
         opt.step()
     steady = (counts() - before).tolist()
+    lines = lines_run(opt.step)
     sets = [[on_device(np.ones(p.shape, np.float32)) for p in params] for _ in range(2)]
     before = counts()
     for i in range(10):
@@ -143,6 +145,7 @@ def steps(tensors):
     return {
         "steady": steady,
         "fresh": (counts() - before).tolist(),
+        "lines": lines,
     }
 
 

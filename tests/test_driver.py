@@ -75,6 +75,13 @@ def test_a_step_is_one_launch_and_waits_for_nothing(found, tensors):
     assert (launches, waits, transfers) == (10, 0, 10)
 
 
+def test_the_hosts_work_in_a_step(found):
+    """A hundred lines of Python, and three for each tensor."""
+    one, hundred = (found["steps"][tensors]["lines"] for tensors in ("1", "100"))
+    assert one < 150
+    assert hundred - one < 4 * 99
+
+
 def test_the_table_on_the_device_follows_the_gradients(found):
     assert found["table"]
 
