@@ -279,10 +279,14 @@ def copying(target: np.ndarray, source: np.ndarray, stream: None = None) -> part
     return assign(target, source)
 
 
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Options for what only kernels call: entry points for others would be a part of each compilation."""
+
+
 def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
     """A function as kernels can call it; a copy of a jitted one is compiled as that was."""
     if like is None:
-        return numba.njit(**{"error_model": "numpy", **options})(function)
+        return numba.njit(**{"error_model": "numpy", **options}, **INNER)(function)
     return type(like)(function, like.locals, like.targetoptions)
 
 
@@ -318,13 +322,15 @@ def _compiled(
     }
     name = described(rule, storages) + storage.variant()
     names = {
-        "process": numba.njit(**options)(specialised(process, f"{process.__name__}_{name}", names)),
+        "process": numba.njit(**options, **INNER)(
+            specialised(process, f"{process.__name__}_{name}", names)
+        ),
         "row_of": storage.row(columns),
         "scalars_of": storage.scalars(scalars, number),
         "sizes": tuple(storage.BYTES[name] for name in storages),
     }
     coming = coming_chunk if scattered else no_chunk
     name = f"{coming.__name__}_{name}"
-    names["announce_chunk"] = numba.njit(**options)(specialised(coming, name, names))
+    names["announce_chunk"] = numba.njit(**options, **INNER)(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
     return compile_function(function, types.int64(types.int64, types.boolean))

@@ -219,7 +219,8 @@ def compile_function(function: Callable, signature: Any, nogil: bool = True) -> 
         signature: what Numba's types of its arguments and of its result are.
         nogil: whether other threads of Python run while it does. Default: True.
     """
-    dispatcher = numba.njit(nogil=nogil, error_model="numpy")(function)
+    options: Any = {"nogil": nogil, "error_model": "numpy", "no_cfunc_wrapper": True}
+    dispatcher = numba.njit(**options)(function)
     keep_code(dispatcher, FunctionCache)
     with event.install_listener("numba:compile", _Announcer()):
         # The entry point for this one signature: calling it spares the look at argument types.
