@@ -162,9 +162,6 @@ class Part:
             before.check(name, default)
             self.hypers[name] = replace(before, default=default)
         self._renamed = dict(renamed or {})
-        # What carried numbers, and those that the function for numbers takes, are called outside.
-        self.carries = [self.outside(name) for name in self.carried]
-        self._takes = [(n, self.outside(n)) for n in (() if numbers is None else numbers.hypers)]
 
     def _declare_keywords(self) -> None:
         """Add up the hyper-parameters, in the order in which formula and numbers name them."""
@@ -250,13 +247,6 @@ class Part:
             for name, begins in self.formula.states.items()
         }
 
-    def called(self, group: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -> Any:
-        """What the function for per-step numbers gives."""
-        if self.numbers is None:
-            return None
-        carried = [numbers[name] for name in self.carries]
-        return self.numbers.function(step, *carried, **{n: group[o] for n, o in self._takes})
-
 
 class Recipe:
     """What an optimizer's class is made of.
@@ -271,6 +261,9 @@ class Recipe:
         states: what fills each state buffer at first: a number, or the name of a hyper-parameter.
         hypers: the hyper-parameters.
         carried: numbers carried from step to step, with what they begin with.
+        named: `named(group, numbers, step)` is what the parts' functions for numbers give, from
+            those that state holds before the step.
+        next_carried: `next_carried(named)` are the carried numbers after it.
         written: the code by the choice of flags and switches.
     """
 
@@ -291,6 +284,28 @@ class Recipe:
             choice: self._written(dict(zip(self._switches, choice)))
             for choice in itertools.product((False, True), repeat=len(self._switches))
         }
+        self.named, self.next_carried = self._host_functions()
+
+    def _host_functions(self) -> tuple[Callable, Callable]:
+        """The functions `named` and `next_carried`.
+
+        Written out, as a step calls them: to go through the names each time takes longer than the
+        numbers themselves.
+        """
+        calls, carried = [], []
+        for i, part in enumerate(self.parts):
+            if part.numbers is None:
+                calls.append("None")
+                continue
+            given = ["step", *(f"numbers[{part.outside(name)!r}]" for name in part.carried)]
+            given += [f"{name}=group[{part.outside(name)!r}]" for name in part.numbers.hypers]
+            calls.append(f"functions[{i}]({', '.join(given)})")
+            carried += [f"{part.outside(n)!r}: float(named[{i}][{n!r}])" for n in part.carried]
+        functions = [None if part.numbers is None else part.numbers.function for part in self.parts]
+        return (
+            eval(f"lambda group, numbers, step: ({', '.join(calls)},)", {"functions": functions}),
+            eval(f"lambda named: {{{', '.join(carried)}}}"),
+        )
 
     def written_for(self, group: Mapping[str, Any]) -> Written:
         """The code for a group's choice of flags, and of numbers for whose 0 there is another kernel."""
@@ -360,18 +375,6 @@ class Recipe:
             for name, begins in self.states.items()
         }
         return {"step": 0, **self.carried, **fills}
-
-    def named(self, group: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -> Any:
-        """What the parts' functions for per-step numbers give."""
-        return [part.called(group, numbers, step) for part in self.parts]
-
-    def next_carried(self, named: Sequence[Any]) -> dict[str, float]:
-        """The carried numbers after a step."""
-        return {
-            outside: float(numbers[name])
-            for part, numbers in zip(self.parts, named)
-            for name, outside in zip(part.carried, part.carries)
-        }
 
     def evaluated(
         self,

@@ -11,7 +11,8 @@ from .rule import rule
 
 def _numbers(step, mu_product=1.0, *, lr, betas, momentum_decay):
     """The momentum of this update and the next, and what gradient and average count for."""
-    mu, later = (betas[0] * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    mu = betas[0] * (1 - 0.5 * 0.96 ** (step * momentum_decay))
+    later = betas[0] * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
     mu_product *= mu
     return {
         "mu_product": mu_product,
