@@ -13,7 +13,7 @@ The constructor, its checks, those of a group that is changed later, and the tex
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -307,13 +307,15 @@ def scheduled(hypers: Mapping[str, Hyper], settings: Mapping[str, Any]) -> tuple
 
 
 def at(
-    hypers: Mapping[str, Hyper], settings: dict[str, Any], names: Iterable[str], step: int
+    hypers: Mapping[str, Hyper], settings: dict[str, Any], names: tuple[str, ...], step: int
 ) -> dict[str, Any]:
     """Settings in which the named hyper-parameters, functions of the step, are numbers.
 
     Raises:
         TypeError, ValueError: a function gives an impossible value.
     """
+    if not names:
+        return settings
     found = dict(settings)
     for name in names:
         found[name] = checks.plain(settings[name](step))

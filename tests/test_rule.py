@@ -598,9 +598,31 @@ def test_what_is_impossible_together_is_refused():
     with pytest.raises(ValueError, match="low is 2, which"):
         Between([p], low=2)
     opt = Between([p])
+    opt.param_groups[0]["low"] = 0.5
+    stepped(opt, p, [np.ones(1)])
     opt.param_groups[0]["high"] = -1.0
     with pytest.raises(ValueError, match=r"above high, -1.0 \(in param group 0\)"):
         stepped(opt, p, [np.ones(1)])
+
+
+def test_a_learning_rate_that_decides_something_is_looked_at_when_it_alone_changes():
+    def ordered(lr, most):
+        if lr > most:
+            raise ValueError("lr is above most")
+
+    @genesis.rule(check=ordered)
+    def Limited(param, grad, *, lr=hyper.number(0.0, low=0, switch=True), most=1.0):
+        return param - lr * grad if lr else param + grad
+
+    p = parameter(np.zeros(1))
+    opt = Limited([p])
+    assert stepped(opt, p, [np.ones(1)] * 2)[0] == 2.0
+    opt.param_groups[0]["lr"] = 0.5
+    assert stepped(opt, p, [np.ones(1)] * 2)[0] == 1.0
+    opt.param_groups[0]["lr"] = 2.0
+    with pytest.raises(ValueError, match=r"lr is above most \(in param group 0\)"):
+        stepped(opt, p, [np.ones(1)])
+    assert p.numpy()[0] == 1.0
 
 
 @on_cpu_only

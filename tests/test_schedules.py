@@ -278,6 +278,21 @@ def test_a_function_may_be_set_in_a_group_and_taken_out_again():
     np.testing.assert_array_equal(q.data, np.full(2, -1.75))
 
 
+def test_a_function_that_takes_a_numbers_place_begins_at_0_and_counts_in_the_state():
+    rates = (0.5, 0.25, 0.125, 0.0625)
+    p, q = genesis.Parameter(np.zeros(1)), genesis.Parameter(np.zeros(1))
+    opt = genesis.optim.SGD([p, q], lr=1.0)
+    p.grad = q.grad = np.ones(1)
+    opt.step()
+    opt.step()
+    opt.param_groups[0]["lr"] = rates.__getitem__
+    opt.step()
+    q.grad = None  # another plan
+    opt.step()
+    assert (p.data[0], q.data[0]) == (-2.75, -2.5)
+    assert (opt.state[p]["step"], opt.state[q]["step"]) == (2, 1)
+
+
 def test_an_impossible_rate_is_refused_before_anything_is_written():
     p, q = genesis.Parameter(np.ones(2)), genesis.Parameter(np.ones(2))
     opt = genesis.optim.SGD([{"params": [p]}, {"params": [q], "lr": lambda t: 1.0 - t}], lr=1.0)

@@ -105,17 +105,20 @@ class OfSettings:
         function: the function.
         formula: the formula to which it belongs.
         hypers: what hyper-parameters there are.
+
+    Attributes:
+        names: those that the function takes.
     """
 
     def __init__(self, function: Callable, formula: Formula, hypers: Iterable[str]):
         self._function = function
-        self._names = tuple(_host_function(function, formula).parameters)
-        unknown = [name for name in self._names if name not in hypers]
+        self.names = tuple(_host_function(function, formula).parameters)
+        unknown = [name for name in self.names if name not in hypers]
         if unknown:
             _refuse_host_function(function, formula, f"{unknown[0]!r} is no hyper-parameter")
 
     def __call__(self, group: Mapping[str, Any]) -> Any:
-        return self._function(**{name: group[name] for name in self._names})
+        return self._function(**{name: group[name] for name in self.names})
 
 
 def _example(declared: Hyper) -> Any:
@@ -264,7 +267,8 @@ class Recipe:
         named: `named(group, numbers, step)` is what the parts' functions for numbers give, from
             those that state holds before the step.
         next_carried: `next_carried(named)` are the carried numbers after it.
-        written: the code by the choice of flags and switches.
+        switches: the names of flags, and of numbers for whose 0 there is another kernel.
+        written: the code by the choice of these.
     """
 
     def __init__(self, name: str, parts: Sequence[Part], file: str, line: int):
@@ -277,12 +281,12 @@ class Recipe:
             self.hypers.update({part.outside(n): v for n, v in part.hypers.items()})
             self.carried.update({part.outside(n): v for n, v in part.carried.items()})
         self.has_numbers = any(part.numbers for part in parts)
-        self._switches = [name for name, declared in self.hypers.items() if declared.switches]
-        if len(self._switches) > MOST_FLAGS:
-            parts[0].formula.refuse(", ".join(self._switches), f"more than {MOST_FLAGS} flags")
+        self.switches = [name for name, declared in self.hypers.items() if declared.switches]
+        if len(self.switches) > MOST_FLAGS:
+            parts[0].formula.refuse(", ".join(self.switches), f"more than {MOST_FLAGS} flags")
         self.written = {
-            choice: self._written(dict(zip(self._switches, choice)))
-            for choice in itertools.product((False, True), repeat=len(self._switches))
+            choice: self._written(dict(zip(self.switches, choice)))
+            for choice in itertools.product((False, True), repeat=len(self.switches))
         }
         self.named, self.next_carried = self._host_functions()
 
@@ -308,8 +312,8 @@ class Recipe:
         )
 
     def written_for(self, group: Mapping[str, Any]) -> Written:
-        """The code for a group's choice of flags, and of numbers for whose 0 there is another kernel."""
-        return self.written[tuple([bool(group[name]) for name in self._switches])]
+        """The code for a group's choice of switches."""
+        return self.written[tuple([bool(group[name]) for name in self.switches])]
 
     def results(
         self,

@@ -80,6 +80,7 @@ class Plan:
         check_lr: raises unless the learning rate of a group like it is valid.
 
     Attributes:
+        scheduled: the names of hyper-parameters that are functions of the step.
         arrays: what an update writes, and `whose` parameter and which of its buffers each of them is.
 
     Raises:
@@ -99,7 +100,8 @@ class Plan:
         check_lr: Callable[[dict[str, Any]], None],
     ):
         self.recipe, self.first, self.check_lr = recipe, first, check_lr
-        self.take_settings(settings)
+        self.settings = settings
+        self.scheduled = hyper.scheduled(recipe.hypers, settings)
         self.written = recipe.written_for(settings)
         self.types = precision.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
@@ -111,7 +113,7 @@ class Plan:
         self.state, self.edits = state, state.edits
         self.count, self._initial = state._edits, recipe.initial(self._settings_at(0))
         # Random bits and functions of the step need the number of the update, so it must be kept.
-        counts = self.types.stochastic_rounding or self._scheduled
+        counts = self.types.stochastic_rounding or self.scheduled
         self._kept = numbers or (("step",) if counts else ())
         self.views = [p._view for p in parameters]
         self._workings = [p._working for p in parameters]
@@ -218,7 +220,7 @@ class Plan:
     def has_settings_of(self, group: dict[str, Any]) -> bool:
         """Whether a group is as it was when it was checked, but perhaps for another learning rate.
 
-        That is what schedules change, often at each step, and no rule depends on it.
+        That is what schedulers change, often at each step.
         """
         try:
             if self.settings == group:
@@ -229,20 +231,22 @@ class Plan:
             self.check_lr(group)
         except (KeyError, TypeError, ValueError):  # a user's own entries may not compare, either
             return False
-        if self._scheduled or callable(rate):
-            self.take_settings({**self.settings, "lr": rate})
-        else:
-            self.settings["lr"] = checks.plain(rate)
+        if "lr" in self.recipe.switches or self.scheduled or callable(rate):
+            return False
+        self.settings["lr"] = checks.plain(rate)
         return True
 
-    def take_settings(self, settings: dict[str, Any]) -> None:
-        """Go by these settings from the next update on; they have been checked."""
-        self.settings = settings
-        self._scheduled = hyper.scheduled(self.recipe.hypers, settings)
+    def suits(self, settings: dict[str, Any]) -> bool:
+        """Whether settings, checked, ask for what the buckets were made for, with whatever numbers."""
+        return (
+            self.written is self.recipe.written_for(settings)
+            and self.types == precision.of(settings)
+            and self.scheduled == hyper.scheduled(self.recipe.hypers, settings)
+        )
 
     def _settings_at(self, step: int) -> dict[str, Any]:
         """The settings after so many updates."""
-        return hyper.at(self.recipe.hypers, self.settings, self._scheduled, step)
+        return hyper.at(self.recipe.hypers, self.settings, self.scheduled, step)
 
     def set_scalars(self) -> None:
         """Compute the numbers of the next update of each bucket, and hand them to its kernel."""
@@ -252,7 +256,7 @@ class Plan:
         for bucket in self.buckets:
             before, after = bucket.numbers, bucket.after
             step = after["step"] = before["step"] + 1
-            if self._scheduled:
+            if self.scheduled:
                 settings = self._settings_at(step - 1)
             named = None
             if recipe.has_numbers:

@@ -82,6 +82,8 @@ class RuleOptimizer(GradientOptimizer):
         declared = self._hypers.get("lr")
         if declared is not None:
             declared.check("lr", group["lr"])
+        if self._check_settings is not None and "lr" in self._check_settings.names:
+            self._check_settings(group)
 
     def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
         is_sparse = isinstance(parameter.grad, SparseGrad)
@@ -160,17 +162,14 @@ class RuleOptimizer(GradientOptimizer):
         if settings is None or not _same(settings, group):
             self._check_group(group, i)
             settings = {n: v if n == "params" else checks.plain(v) for n, v in group.items()}
-            written = self._recipe.written_for(settings)
-            if plan is not None and (
-                plan.sparse or plan.written is not written or plan.types != precision.of(settings)
-            ):
+            if plan is not None and (plan.sparse or not plan.suits(settings)):
                 plan = None
         parameters = group["params"]
         if type(parameters) is not list:
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
             plan = self._new_plan(settings, parameters, first)
-        plan.take_settings(settings)
+        plan.settings = settings
         return plan
 
     def _new_plan(self, settings: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
