@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from . import buffers, kernels, regions
+from . import boxes, buffers, kernels, regions
 from .kernels import rules
 from .sparse import SparseGrad
 
@@ -17,8 +20,14 @@ class Parameter(NDArrayOperatorsMixin):
     """An array to be optimized, shared with the caller, and the gradient that belongs to it.
 
     No copy is made: `parameter.data is data`, and `optimizer.step()` changes that array in place.
-    On the CPU a parameter is an operand of NumPy like the array it holds, and the result is a plain
-    array.
+    On the CPU a parameter is used like the array it holds: as an operand, as an argument of NumPy's
+    functions, by an array's methods and attributes, and `p[0] = 5` writes into the array. Results are
+    plain arrays. Only `resize` is missing, and what would put another array in place of this one.
+
+    HIPS autograd takes parameters for arrays (`autograd.grad(loss)(p)`, also of a dict or a list of
+    them), and their gradients are arrays. It learns of parameters when one is made while autograd is
+    imported: import autograd before you make them. One that was made earlier is known as soon as
+    another is made.
 
     Args:
         data: array of float64, float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), any shape,
@@ -43,6 +52,9 @@ class Parameter(NDArrayOperatorsMixin):
         True
         >>> np.ones(2, np.float32) @ p
         array([2., 2., 2.], dtype=float32)
+        >>> p[0] = 5
+        >>> p.sum(axis=1)
+        array([15.,  3.], dtype=float32)
         >>> p.grad = np.full((2, 3), 0.5)
         >>> p
         Parameter(name='weight', shape=(2, 3), dtype=float32, device='cpu', grad=float64)
@@ -74,6 +86,8 @@ class Parameter(NDArrayOperatorsMixin):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, but got {type(name).__name__}")
         view = _checked_data(data)
+        if "autograd" in sys.modules and type(self) not in boxes.known:
+            boxes.register(type(self))
         self.name = name
         self.requires_grad = bool(requires_grad)
         self._autocast = bool(autocast) and view.dtype == np.float32
@@ -264,10 +278,21 @@ class Parameter(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         targets = kwargs.get("out")
         if targets is not None:
-            kwargs["out"] = tuple(_unwrapped(target) for target in targets)
-        result = getattr(ufunc, method)(*map(_unwrapped, inputs), **kwargs)
+            kwargs["out"] = tuple(map(_target, targets))
+        inputs = tuple(map(_unwrapped, inputs))
+        if boxes.known and method == "__call__" and boxes.among(inputs):
+            return boxes.call(ufunc, inputs, kwargs)
+        result = getattr(ufunc, method)(*inputs, **kwargs)
         # `p -= x` must leave p a Parameter, so an `out` comes back as what was given.
         return targets[0] if targets is not None and ufunc.nout == 1 else result
+
+    def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        target = kwargs.get("out")
+        if isinstance(target, Parameter):
+            kwargs = {**kwargs, "out": _target(target)}
+        named = {name: _all_unwrapped(value) for name, value in kwargs.items()}
+        result = function(*_all_unwrapped(args), **named)
+        return target if isinstance(target, Parameter) else result
 
     # NDArrayOperatorsMixin compares elementwise, as arrays do; a parameter is still itself as the
     # key of a dict, which is how an optimizer finds its state.
@@ -279,10 +304,33 @@ class Parameter(NDArrayOperatorsMixin):
     def __getitem__(self, key: Any) -> Any:
         return self.data[key]
 
-    @property
-    def T(self) -> Any:  # noqa: N802, as NumPy calls it
-        """The array, transposed."""
-        return self.data.T
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.data[key] = value
+
+    def __iter__(self) -> Iterator:
+        return iter(self.data)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.numpy()
+
+    def __bool__(self) -> bool:
+        return bool(self.numpy())
+
+    def __int__(self) -> int:
+        return int(self.numpy())
+
+    def __float__(self) -> float:
+        return float(self.numpy())
+
+    def __complex__(self) -> complex:
+        return complex(self.numpy())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.numpy(), spec) if spec else str(self)
+
+    if TYPE_CHECKING:  # what `_hand_on` adds
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __getstate__(self) -> tuple:
         arrays = [buffers.given(self._view), self.grad]
@@ -305,6 +353,21 @@ class Parameter(NDArrayOperatorsMixin):
             f"Parameter({name}shape={self.shape}, dtype={self.dtype}, device={self.device!r}, "
             f"grad={grad}{frozen})"
         )
+
+
+def _hand_on() -> None:
+    """Give parameters what else an array has: its public names, but for a change of its size.
+
+    Each is a property of the class. A `__getattr__` would do with less, but Python reads every
+    attribute of a class with one more slowly, and a step reads many.
+    """
+    for name in dir(np.ndarray):
+        if not (name.startswith("_") or name == "resize" or hasattr(Parameter, name)):
+            doc = f"That of the array: see `numpy.ndarray.{name}`."
+            setattr(Parameter, name, property(attrgetter(f"data.{name}"), doc=doc))
+
+
+_hand_on()
 
 
 class WorkingCopy:
@@ -345,4 +408,27 @@ def _of(parameter: Parameter) -> str:
 
 
 def _unwrapped(operand: Any) -> Any:
-    return operand.numpy() if isinstance(operand, Parameter) else operand
+    """A parameter as an array of the host; from a device it is a copy, so it cannot be written."""
+    if not isinstance(operand, Parameter):
+        return operand
+    array = operand.data
+    return array if isinstance(array, np.ndarray) else buffers.read_only(operand.numpy())
+
+
+def _all_unwrapped(tree: Any) -> Any:
+    """The same with the parameters in it unwrapped, also those in lists and tuples."""
+    if isinstance(tree, list):
+        return [_all_unwrapped(value) for value in tree]
+    if isinstance(tree, tuple):
+        return tuple(_all_unwrapped(value) for value in tree)
+    return _unwrapped(tree)
+
+
+def _target(out: Any) -> Any:
+    """What NumPy writes into in place of a parameter."""
+    if isinstance(out, Parameter) and out.device != "cpu":
+        raise TypeError(
+            f"NumPy cannot write into a parameter{_of(out)} on {out.device}: write into "
+            "parameter.data with that device's library, or use parameter.to('cpu')"
+        )
+    return _unwrapped(out)

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from cases import BFLOAT16, DTYPES
+from devices import in_simulator
 
 import genesis
 
@@ -71,6 +72,165 @@ def test_array_copies_where_it_must():
     assert np.asarray(p, dtype=np.float64).dtype == np.float64
     with pytest.raises(ValueError, match="needs a copy"):
         p.__array__(np.float64, copy=False)
+
+
+def test_has_what_an_array_has():
+    p = genesis.Parameter(np.arange(6, dtype=np.float32).reshape(2, 3))
+    array = p.data
+    for name in [name for name in dir(np.ndarray) if not name.startswith("_")]:
+        if name != "resize":
+            assert hasattr(p, name), name
+            assert name in dir(p)
+    for got, expected in [
+        (p.sum(), 15),
+        (p.mean(axis=0), array.mean(axis=0)),
+        (p.reshape(3, 2), array.reshape(3, 2)),
+        (p.copy(), array),
+        (p.astype(np.float64), array),
+        (p.T, array.T),
+        (p.real, array),
+        (p.strides, (12, 4)),
+        (p.tolist(), array.tolist()),
+        (list(p), array),
+        (list(p.flat), range(6)),
+        (p @ p.T, array @ array.T),
+        ((p.nbytes, p.itemsize), (24, 4)),
+        (p.flags.c_contiguous, True),
+        (p.max(), 5),
+    ]:
+        assert not isinstance(got, genesis.Parameter)
+        np.testing.assert_array_equal(got, expected)
+    assert p.copy() is not array
+    assert np.shares_memory(p.reshape(6), array)
+    assert 5 in p
+    assert 6 not in p
+
+
+def test_is_a_number_like_an_array():
+    p = parameter(())
+    p.fill(2.5)
+    assert (float(p), int(p), bool(p), complex(p), p.item()) == (2.5, 2, True, 2.5, 2.5)
+    assert (f"{p:.2f}", f"{p}") == ("2.50", repr(p))
+    with pytest.raises(TypeError, match="0-d"):
+        iter(p)
+    many = parameter()
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(many)
+    with pytest.raises(TypeError):
+        float(many)
+    assert not bool(genesis.Parameter(np.zeros(1)))
+
+
+def test_items_are_written_into_the_array():
+    p, q = parameter(), parameter((3,))
+    array = p.data
+    p[0] = 5
+    p[1, 1:] += 2
+    p[:, 0] = [7, 8]
+    np.testing.assert_array_equal(array, [[7, 5, 5], [8, 3, 3]])
+    p[0] = q
+    p[p > 4] = 0
+    np.testing.assert_array_equal(array, [[1, 1, 1], [0, 3, 3]])
+    p.sort(axis=0)
+    np.testing.assert_array_equal(array, [[0, 1, 1], [1, 3, 3]])
+
+
+def test_does_not_change_its_size_or_give_its_place_away():
+    p = parameter()
+    assert not hasattr(p, "resize")
+    for name in ("shape", "strides", "dtype", "T", "flat"):
+        with pytest.raises(AttributeError):
+            setattr(p, name, getattr(p, name))
+
+
+def test_hands_on_public_names_only():
+    p = parameter()
+    for protocol in (
+        "__array_interface__",
+        "__array_struct__",
+        "__dlpack__",
+        "__copy__",
+        "__index__",
+    ):
+        assert not hasattr(p, protocol)
+    with pytest.raises(AttributeError, match="'Parameter' object has no attribute 'gard'"):
+        _ = p.gard
+    unset = genesis.Parameter.__new__(genesis.Parameter)
+    for name in ("sum", "data", "shape", "_view"):
+        with pytest.raises(AttributeError):
+            getattr(unset, name)
+    q = copy.copy(p)
+    assert q.data is p.data
+
+
+def test_in_a_region_of_autocast_the_copy_is_read_only():
+    p, whole = parameter(), parameter(autocast=False)
+    with genesis.autocast("float16"):
+        assert p.sum().dtype == np.float16
+        for write in (lambda: p.__setitem__(0, 5), lambda: p.fill(5), lambda: np.copyto(p, 5)):
+            with pytest.raises(ValueError, match="read-only"):
+                write()
+        whole[0] = 5
+    p[0] = 5
+    with genesis.autocast("float16"):
+        assert p.max() == 5
+    assert whole.max() == 5
+
+
+@in_simulator
+def test_on_a_device_it_hands_on_to_the_device_array():
+    p = genesis.Parameter(np.arange(6, dtype=np.float32).reshape(2, 3)).to("cuda")
+    assert p.strides == p.data.strides
+    assert (np.linalg.norm(p) ** 2, np.sum(p), 5 in p) == (pytest.approx(55), 15, True)
+    assert float(genesis.Parameter(np.array(2.5)).to("cuda")) == 2.5
+    # NumPy sees a copy from the device: what it would write would be lost.
+    for write in (
+        lambda: np.multiply(p, 2, out=p),
+        lambda: p.__isub__(1),
+        lambda: np.sum(p, axis=0, out=p),
+    ):
+        with pytest.raises(TypeError, match="NumPy cannot write into a parameter on cuda:0"):
+            write()
+    for write in (lambda: np.copyto(p, 1), lambda: np.add.at(p, 0, 1)):
+        with pytest.raises(ValueError, match="read-only"):
+            write()
+    np.testing.assert_array_equal(p.numpy(), np.arange(6).reshape(2, 3))
+    p[0] = 5
+    np.testing.assert_array_equal(p.numpy(), [[5, 5, 5], [3, 4, 5]])
+
+
+def test_is_an_argument_of_numpys_functions():
+    p, q = parameter(), parameter()
+    q *= 2
+    a, b = p.data, q.data
+    for got, expected in [
+        (np.concatenate([p, q]), np.concatenate([a, b])),
+        (np.stack((p, b)), np.stack((a, b))),
+        (np.block([[p, q], [p, q]]), np.block([[a, b], [a, b]])),
+        (np.linalg.norm(p), np.linalg.norm(a)),
+        (np.where(p > 0, p, 0), a),
+        (np.where(True, 0, q), 0 * a),
+        (np.einsum("ij,ij->i", p, q), [6, 6]),
+        (np.dot(p, q.T), a @ b.T),
+        (np.zeros_like(p), 0 * a),
+        (np.clip(q, 0, a_max=p), a),
+        (np.tensordot(p, q), 12),
+        (np.shape(p), (2, 3)),
+        (np.allclose(p, q), False),
+        (np.split(p, 2)[0], a[:1]),
+        (np.outer(p, q).shape, (6, 6)),
+        (np.array([p, q]), np.array([a, b])),
+    ]:
+        assert not isinstance(got, genesis.Parameter)
+        np.testing.assert_array_equal(got, expected)
+    total = genesis.Parameter(np.zeros(3))
+    assert np.sum(q, axis=0, out=total) is total
+    np.testing.assert_array_equal(total, [4, 4, 4])
+    np.copyto(p, 9)
+    np.add.at(p, (0, 0), 1)
+    np.testing.assert_array_equal(a, [[10, 9, 9], [9, 9, 9]])
+    with pytest.raises(TypeError):
+        np.linalg.norm(p, nonsense=q)
 
 
 def test_is_its_own_key():
