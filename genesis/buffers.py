@@ -5,17 +5,22 @@ an array on a CUDA device (Numba's, or any with a `__cuda_array_interface__`). E
 module sees buffers through `view`: a NumPy array that has the buffer's address, shape, strides and
 data type, so that one code answers all questions about its layout. The elements of a device
 buffer's view cannot be read; its memory belongs to the device.
+
+Arrays of other libraries come in by two doors, and never as a copy: `adopted` for what an optimizer
+writes, `readable` for what it only reads. Neither imports a library: an object of one is known by
+the library being there already.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from . import cuda_driver
+from . import cuda_driver, dlpack
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT_TYPES = {
@@ -105,9 +110,12 @@ def owner_of_memory(array: np.ndarray) -> np.ndarray:
 class _Interface:
     """What NumPy makes an array of without looking at its elements."""
 
-    __slots__ = ("__array_interface__",)
+    __slots__ = ("__array_interface__", "owner")
 
-    def __init__(self, data: tuple, shape: tuple, strides: tuple | None, typestr: str):
+    def __init__(
+        self, data: tuple, shape: tuple, strides: tuple | None, typestr: str, owner: Any = None
+    ):
+        self.owner = owner  # the array's base is this object, which keeps the memory's owner
         self.__array_interface__ = {
             "data": data,
             "shape": shape,
@@ -240,6 +248,263 @@ def overlapping(
                 return min(i, j), max(i, j)
         still_open.append((device, end, i))
     return None
+
+
+# ---- arrays from elsewhere ----
+
+
+def adopted(array: Any, what: str) -> np.ndarray:
+    """The view of what an optimizer may write: the memory of `array` itself, never a copy of it.
+
+    Args:
+        array: a buffer, or a writable array of another library on the host: by its
+            `__array_interface__`, the buffer protocol, DLPack, or the one array in a pandas or
+            xarray object. The view keeps it alive.
+        what: how messages begin.
+
+    Raises:
+        TypeError: no array of an accepted type, or none whose memory can be shared.
+        ValueError: it is read-only, or elements of it share memory.
+
+    Example:
+        >>> import array
+        >>> numbers = array.array("d", [1.0, 2.0])
+        >>> adopted(numbers, "data")[0] = 5
+        >>> numbers
+        array('d', [5.0, 2.0])
+    """
+    if type(array) is np.ndarray and array.dtype in FLOAT_TYPES:  # nearly all
+        found = array
+    else:
+        found = check(array, what) if isinstance(array, np.ndarray) else _shared(array, what, True)
+    check_writable(found, what)
+    return found
+
+
+def readable(array: Any, what: str) -> np.ndarray:
+    """The view of what is only read: a number, or the memory of `array` itself.
+
+    Args:
+        array: a buffer, a float or a NumPy scalar, or an array of another library, read-only or
+            not: a torch tensor or a JAX array besides what `adopted` takes.
+        what: how messages begin.
+
+    Raises:
+        TypeError: no array of an accepted type, or none that can be read without a copy.
+
+    Example:
+        >>> readable(memoryview(np.ones(3)).toreadonly(), "the gradient")
+        array([1., 1., 1.])
+    """
+    if isinstance(array, (float, np.generic)):  # what reductions return for shape ()
+        array = np.asarray(array)
+    if type(array) is np.ndarray and array.dtype in FLOAT_TYPES:
+        return array
+    return check(array, what) if isinstance(array, np.ndarray) else _shared(array, what, False)
+
+
+def _shared(array: Any, what: str, writing: bool) -> np.ndarray:
+    """The view of an array that is not NumPy's, by whatever shows its memory."""
+    if _is_of(array, "torch", "Tensor"):
+        return _torch_memory(array, what, writing)
+    if _is_of(array, "jax", "Array"):
+        return _jax_memory(array, what, writing)
+    if _is_of(array, "pandas", "Series") or _is_of(array, "pandas", "DataFrame"):
+        return _pandas_memory(array, what, writing)
+    if _is_of(array, "xarray", "DataArray"):
+        return _xarray_memory(array, what, writing)
+    # A class has the attributes of its arrays, and the memory of a NumPy scalar is nobody's.
+    if is_device_array(array) or isinstance(array, (type, np.generic)):
+        return check(array, what)
+    interface = getattr(array, "__array_interface__", None)
+    if isinstance(interface, dict):
+        return _interface_memory(array, interface, what)
+    try:
+        memory = memoryview(array)
+    except TypeError:
+        pass
+    else:
+        return _buffer_memory(array, memory, what)
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        return _dlpack_memory(array, what, writing)
+    return check(array, what)
+
+
+def _is_of(array: Any, library: str, name: str) -> bool:
+    """Whether it is an object of this class of a library, which is not imported for that."""
+    kind = getattr(sys.modules.get(library), name, None)
+    return isinstance(kind, type) and isinstance(array, kind)
+
+
+def _named(array: Any) -> str:
+    """What messages call an object of another library."""
+    kind = type(array)
+    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def _torch_memory(tensor: Any, what: str, writing: bool) -> np.ndarray:
+    on_cuda = tensor.device.type == "cuda"
+    if writing and (tensor.requires_grad or not on_cuda):
+        raise TypeError(
+            f"{what} must be a NumPy or CUDA array of {ACCEPTED}, but got a {_named(tensor)}, whose "
+            "memory torch itself keeps count of: give "
+            + ("tensor.detach()" if on_cuda else _torch_as_numpy(tensor))
+            + ", which shares it"
+        )
+    if on_cuda:
+        return check(tensor.detach() if tensor.requires_grad else tensor, what)
+    if str(tensor.layout) != "torch.strided":
+        raise TypeError(
+            f"{what} must be a dense array, but got a {_named(tensor)} of layout {tensor.layout}: "
+            "give tensor.to_dense(), or make a genesis.SparseGrad of its rows"
+        )
+    try:
+        if str(tensor.dtype) == "torch.bfloat16":  # a type that torch cannot hand to NumPy
+            bits = tensor.detach().view(sys.modules["torch"].int16)
+            return bits.numpy().view(BFLOAT16)
+        found = tensor.detach().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{what} must be readable where it lies, but the {_named(tensor)} on {tensor.device} is "
+            f"not ({error}): give tensor.detach().cpu().resolve_conj().resolve_neg(), of an accepted "
+            f"type: {ACCEPTED}"
+        ) from error
+    return check(found, what)
+
+
+def _torch_as_numpy(tensor: Any) -> str:
+    if str(tensor.dtype) == "torch.bfloat16":
+        return "tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
+    return "tensor.detach().numpy()"
+
+
+def _jax_memory(array: Any, what: str, writing: bool) -> np.ndarray:
+    if writing:
+        raise TypeError(
+            f"{what} must be an array that an optimizer can update in place, but got a JAX array, "
+            "which never changes and may share its memory with others: give a copy, numpy.array(x)"
+        )
+    if is_device_array(array):
+        return check(array, what)
+    try:
+        found = np.asarray(array)
+    except TypeError as error:  # a tracer or a key of random numbers
+        raise TypeError(
+            f"{what} must be an array of {ACCEPTED}, but got a {_named(array)}, which has no "
+            "elements to read: assign the values that a jitted function returns"
+        ) from error
+    # NumPy gets one block of memory as it is; what lies on several devices is gathered into a copy.
+    if found.flags.owndata and found.size:
+        raise TypeError(
+            f"{what} must be readable where it lies, but the JAX array on {array.sharding} is not "
+            "one block of the host's memory: give a copy, numpy.asarray(x)"
+        )
+    return check(found, what)
+
+
+def _pandas_memory(frame: Any, what: str, writing: bool) -> np.ndarray:
+    found = frame.to_numpy()
+    copy = "frame.to_numpy(copy=True)"
+    check(found, what)
+    if not _is_same_memory(found, frame.to_numpy()):
+        raise TypeError(
+            f"{what} must have its values in one array, but the {_named(frame)} has them in several "
+            f"(of mixed dtypes, or columns added one by one) or has missing ones: give a copy, {copy}"
+        )
+    if writing and not found.flags.writeable:
+        raise ValueError(
+            f"{what} is read-only, but an optimizer updates it in place: a {_named(frame)} does not "
+            f"let its array be written (copy-on-write); give a copy, {copy}"
+        )
+    return found
+
+
+def _xarray_memory(labelled: Any, what: str, writing: bool) -> np.ndarray:
+    data = labelled.data
+    found = adopted(data, what) if writing else readable(data, what)
+    again = labelled.data
+    if again is not data and not _is_same_memory(found, readable(again, what)):
+        raise TypeError(
+            f"{what} must have its values in memory, but the {_named(labelled)} computes them when "
+            "asked: give labelled.load() or labelled.to_numpy()"
+        )
+    return found
+
+
+def _is_same_memory(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether what a library gave twice is the same memory: what was copied twice is not."""
+    first, second = (found.__array_interface__["data"][0] for found in (one, other))
+    return first == second or not one.size
+
+
+def _interface_memory(array: Any, interface: dict[str, Any], what: str) -> np.ndarray:
+    data = interface.get("data")
+    if interface.get("mask") is not None:
+        raise TypeError(
+            f"{what} must be a plain array, but the {_named(array)} has a mask: fill it first"
+        )
+    if not isinstance(data, tuple):  # the protocol then means a buffer, the object's own for None
+        try:
+            memory = np.frombuffer(array if data is None else data, np.uint8)
+        except (TypeError, ValueError, BufferError) as error:
+            raise TypeError(
+                f"{what} must show its memory, but the __array_interface__ of the {_named(array)} "
+                f"gives no buffer ({error}): give a NumPy array, for example numpy.asarray(x)"
+            ) from error
+        address, _ = memory.__array_interface__["data"]
+        data = address + int(interface.get("offset", 0)), not memory.flags.writeable
+        array = array, memory
+    shape, strides, typestr = interface["shape"], interface.get("strides"), interface["typestr"]
+    # The dict too: a producer may keep in it what its address points to.
+    found = np.asarray(_Interface(data, shape, strides, typestr, (array, interface)))
+    return check(found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found, what)
+
+
+def _buffer_memory(array: Any, memory: memoryview, what: str) -> np.ndarray:
+    native = "@=<" if sys.byteorder == "little" else "@=>"
+    if memory.format.lstrip(native) not in ("d", "f", "e"):
+        raise TypeError(
+            f"{what} must be an array of {ACCEPTED}, but got a {type(array).__name__} of format "
+            f"{memory.format!r}: convert it, numpy.asarray(x).astype(numpy.float32), or give "
+            "numpy.frombuffer(x, dtype=numpy.float32) if its bytes are floats"
+        )
+    return check(np.asarray(memory), what)
+
+
+def _dlpack_memory(array: Any, what: str, writing: bool) -> np.ndarray:
+    kind, number = array.__dlpack_device__()
+    if int(kind) != dlpack.CPU:
+        raise TypeError(
+            f"{what} must lie on the CPU, or have a __cuda_array_interface__, but the "
+            f"{_named(array)} is on DLPack's device ({int(kind)}, {number}): copy it to the host"
+        )
+    try:
+        exported = dlpack.exported(array)
+    except (TypeError, BufferError, RuntimeError, ValueError) as error:
+        raise TypeError(
+            f"{what} must be readable where it lies, but the {_named(array)} cannot be exported by "
+            f"DLPack ({error}): give a NumPy array, for example numpy.asarray(x)"
+        ) from error
+    if exported.copied:
+        raise TypeError(
+            f"{what} must be readable where it lies, but the {_named(array)} exports a copy of "
+            "itself by DLPack: give that copy, numpy.from_dlpack(x)"
+        )
+    if writing and not exported.versioned:
+        raise ValueError(
+            f"{what} is read-only as far as can be told: the {_named(array)} exports itself by a "
+            "version of DLPack before 1.0, which does not say; give a NumPy array over its memory"
+        )
+    found = np.asarray(
+        _Interface(
+            (exported.address, exported.read_only),
+            exported.shape,
+            exported.strides,
+            exported.typestr,
+            exported.capsule,
+        )
+    )
+    return check(found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found, what)
 
 
 # ---- making and moving ----

@@ -24,6 +24,9 @@ class Parameter(NDArrayOperatorsMixin):
     functions, by an array's methods and attributes, and `p[0] = 5` writes into the array. Results are
     plain arrays. Only `resize` is missing, and what would put another array in place of this one.
 
+    An array of another library is shared, too: `parameter.data` is then a NumPy array over its
+    memory, which lives as long as that. What could be had as a copy only is refused.
+
     HIPS autograd takes parameters for arrays (`autograd.grad(loss)(p)`, also of a dict or a list of
     them), and their gradients are arrays. It learns of parameters when one is made while autograd is
     imported: import autograd before you make them. One that was made earlier is known as soon as
@@ -32,7 +35,9 @@ class Parameter(NDArrayOperatorsMixin):
     Args:
         data: array of float64, float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), any shape,
             writable: a numpy.ndarray, a Numba device array, or any object with a
-            `__cuda_array_interface__` (CuPy arrays, CUDA tensors of torch). It need not be
+            `__cuda_array_interface__` (CuPy arrays, CUDA tensors of torch); on the CPU also any with
+            an `__array_interface__`, the buffer protocol (memoryview, array.array) or DLPack of
+            version 1, and a pandas or xarray object whose one array can be written. It need not be
             contiguous (a contiguous one is updated faster).
         requires_grad: a note for the code that computes gradients. An optimizer goes by `grad`
             alone, as torch does: it skips a parameter whose `grad` is None. Default: True.
@@ -41,7 +46,7 @@ class Parameter(NDArrayOperatorsMixin):
             `genesis.autocast`. Default: True.
 
     Raises:
-        TypeError: `data` is no array of an accepted type.
+        TypeError: `data` is no array of an accepted type, or none that can be shared without a copy.
         ValueError: `data` is read-only, or some of its elements share memory.
 
     Example:
@@ -85,7 +90,7 @@ class Parameter(NDArrayOperatorsMixin):
             raise TypeError("data is a Parameter already: use it as it is, or give parameter.data")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, but got {type(name).__name__}")
-        view = _checked_data(data)
+        view = buffers.adopted(data, "data")
         if "autograd" in sys.modules and type(self) not in boxes.known:
             boxes.register(type(self))
         self.name = name
@@ -110,7 +115,7 @@ class Parameter(NDArrayOperatorsMixin):
     def data(self, data: Any) -> None:
         if data is buffers.given(self._view):  # `p.data -= x` assigns the same array again
             return
-        view = _checked_data(data)
+        view = buffers.adopted(data, "data")
         new, old = buffers.layout(view), buffers.layout(self._view)
         if view.shape != self.shape or new.dtype != old.dtype or new.device != old.device:
             raise ValueError(
@@ -147,11 +152,13 @@ class Parameter(NDArrayOperatorsMixin):
     def grad(self) -> Any:
         """The gradient, or None: an array of the parameter's shape and any accepted float type.
 
-        The array is shared, not copied. A NumPy scalar is taken for a parameter of shape (). It may
-        also be a `SparseGrad`, which some optimizers take.
+        The array is shared, not copied, be it read-only or not. One of another library (a torch
+        tensor, a JAX array, what `data` may be) is read where it lies, and the gradient is then a
+        NumPy array over its memory. A float or a NumPy scalar is taken for a parameter of shape ().
+        It may also be a `SparseGrad`, which some optimizers take.
 
         Raises:
-            TypeError: not None and no array of an accepted type.
+            TypeError: not None and no array of an accepted type, or one that needs a copy to be read.
             ValueError: the shape or the device is not the parameter's, or a `SparseGrad` does not fit.
         """
         return buffers.given(self._grad_view)
@@ -169,9 +176,7 @@ class Parameter(NDArrayOperatorsMixin):
             self._grad_view = grad.view_for(self.shape, self.device, _of(self))
             return
         else:
-            if isinstance(grad, np.generic):  # what NumPy's reductions return for shape ()
-                grad = np.asarray(grad)
-            view = buffers.check(grad, f"the gradient{_of(self)}")
+            view = buffers.readable(grad, f"the gradient{_of(self)}")
         if view.shape != self._view.shape:
             raise ValueError(
                 f"the gradient{_of(self)} must have the parameter's shape {self.shape}, "
@@ -395,12 +400,6 @@ class WorkingCopies(NamedTuple):
     of: np.ndarray
     """The view of the array whose copies they are."""
     by_type: dict[np.dtype, WorkingCopy]
-
-
-def _checked_data(data: Any) -> np.ndarray:
-    view = buffers.check(data, "data")
-    buffers.check_writable(view, "data")
-    return view
 
 
 def _of(parameter: Parameter) -> str:
