@@ -8,7 +8,7 @@ weight.grad = gradient
 optimizer.step()
 """
 
-from . import amp, hyper, nn, optim, transforms
+from . import amp, hyper, nn, optim, transforms, tree
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .formulas import RuleError, transform
@@ -43,4 +43,5 @@ __all__ = [
     "set_num_threads",
     "transform",
     "transforms",
+    "tree",
 ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import buffers
+from . import buffers, tree
 from .nn.utils.clip_grad import norm_and_finite, scale_gradients
 from .optim.optimizer import Optimizer
 from .regions import autocast, checked_type
@@ -20,11 +20,11 @@ from .regions import autocast, checked_type
 __all__ = ["GradScaler", "autocast", "cast"]
 
 
-def cast(tree: Any, dtype: Any) -> Any:
-    """Convert the float arrays in nested lists, tuples and dicts.
+def cast(nested: Any, dtype: Any) -> Any:
+    """Convert the float arrays in a tree, such as nested lists, tuples and dicts.
 
     Args:
-        tree: an array, or lists, tuples and dicts of such; anything else in it stays as it is.
+        nested: a tree (see `genesis.tree`); anything but float arrays in it stays as it is.
         dtype: "bfloat16", "float16", or the NumPy type; also "float32" and "float64".
 
     Returns:
@@ -40,19 +40,13 @@ def cast(tree: Any, dtype: Any) -> Any:
         {'x': dtype('float16'), 'y': dtype('int64')}
     """
     wide = [t for t in buffers.FLOAT_TYPES if dtype in (t, t.type, t.name)]
-    return _cast(tree, wide[0] if wide else checked_type(dtype))
+    kind = wide[0] if wide else checked_type(dtype)
 
+    def converted(leaf: Any) -> Any:
+        is_float = isinstance(leaf, np.ndarray) and leaf.dtype in buffers.FLOAT_TYPES
+        return leaf.astype(kind, copy=False) if is_float else leaf
 
-def _cast(tree: Any, dtype: np.dtype) -> Any:
-    if isinstance(tree, dict):
-        return {name: _cast(value, dtype) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_cast(value, dtype) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_cast(value, dtype) for value in tree)
-    if isinstance(tree, np.ndarray) and tree.dtype in buffers.FLOAT_TYPES:
-        return tree.astype(dtype, copy=False)
-    return tree
+    return tree.map(converted, nested)
 
 
 _LARGEST = float(np.finfo(np.float32).max)  # gradients may be float32
@@ -123,10 +117,10 @@ class GradScaler:
         self._progress: list[_Progress] = []
 
     def scale(self, outputs: Any) -> Any:
-        """Multiply a loss, or nested lists and tuples of losses, by the scale.
+        """Multiply a loss, or a tree of losses, by the scale.
 
         Args:
-            outputs: numbers or arrays, or lists and tuples of them.
+            outputs: a number or an array, or a tree of them, such as a list.
 
         Returns:
             The same structure, scaled. What is float16 or bfloat16 becomes float32, since 65536, the
@@ -140,10 +134,9 @@ class GradScaler:
         """
         if not self._enabled:
             return outputs
-        if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
-            return type(outputs)(*map(self.scale, outputs))
-        if isinstance(outputs, (list, tuple)):
-            return type(outputs)(map(self.scale, outputs))
+        return tree.map(self._scaled, outputs)
+
+    def _scaled(self, outputs: Any) -> Any:
         is_numpys = isinstance(outputs, (np.ndarray, np.generic))
         if not is_numpys or outputs.dtype not in buffers.FLOAT_TYPES:
             return outputs * self._scale
@@ -185,36 +178,48 @@ class GradScaler:
         optimizer: Any,
         closure: Callable[[], Any] | None = None,
         *,
+        grads: Any = None,
         max_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> Any:
         """Take a step with unscaled gradients, unless one of them is inf or NaN.
 
         Args:
             optimizer: the optimizer.
             closure: not possible with a scaler that is enabled, as in torch. Default: None.
-            max_norm: clip the common norm of the unscaled gradients, as `optimizer.step` does.
-                Default: None.
+            grads: the gradients of the scaled loss, as for `optimizer.step`. Default: None, those that
+                the parameters hold.
+            max_norm, clip_value: clip the common norm, or each element, of the unscaled gradients, as
+                `optimizer.step` does. Default: None.
 
         Returns:
             What `optimizer.step()` returns; None if the step was left out, which
             `optimizer.step_skipped` says too. Then nothing has changed, not even a step count.
 
         Raises:
-            RuntimeError: called twice since the last `update`, or with a closure; `LBFGS`.
+            RuntimeError: called twice since the last `update`, or with a closure, or with `grads` after
+                `unscale_`; `LBFGS`.
             TypeError: `optimizer` is none of genesis.
         """
+        asked = {"grads": grads, "max_norm": max_norm, "clip_value": clip_value}
+        asked = {name: value for name, value in asked.items() if value is not None}
         if not self._enabled:
-            return optimizer.step(closure, max_norm=max_norm)
+            return optimizer.step(closure, **asked)
         progress = self._progress_of(optimizer)
         if closure is not None:
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         if progress.stage == _STEPPED:
             raise RuntimeError("step() has already been called since the last update().")
         if progress.stage == _UNSCALED:
+            if grads is not None:
+                raise RuntimeError(
+                    "unscale_() has unscaled what parameters hold in grad, but step() was given other "
+                    "gradients: give them without unscale_(), and max_norm= to clip"
+                )
             optimizer.step_skipped = progress.found_inf
-            result = None if progress.found_inf else optimizer.step(max_norm=max_norm)
+            result = None if progress.found_inf else optimizer.step(**asked)
         else:
-            result = optimizer.scaled_step(1 / self._scale, max_norm=max_norm)
+            result = optimizer.scaled_step(1 / self._scale, **asked)
         self._note(optimizer, _STEPPED, optimizer.step_skipped)
         return result
 

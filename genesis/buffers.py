@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
+from array import ArrayType
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -65,6 +66,18 @@ def is_device_array(array: Any) -> bool:
 def is_array(value: Any) -> bool:
     """Whether `value` is an array, on the host or on a device."""
     return isinstance(value, np.ndarray) or is_device_array(value)
+
+
+def is_arraylike(value: Any) -> bool:
+    """Whether `value` is an array of any library, or lends its memory like one."""
+    return (
+        is_array(value)
+        or isinstance(value, (memoryview, ArrayType))
+        or any(
+            hasattr(type(value), name)
+            for name in ("__array__", "__array_interface__", "__dlpack__")
+        )
+    )
 
 
 def view(array: Any) -> np.ndarray:

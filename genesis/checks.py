@@ -95,12 +95,12 @@ def milestones(name: str, value: Any) -> tuple[int, ...]:
     return tuple(epochs)
 
 
-def max_norm(value: Any) -> float:
-    """A norm that gradients may have at most, as a float, if it is a number of at least 0, or inf."""
+def limit(name: str, value: Any) -> float:
+    """What gradients may be at most, as a float, if it is a number of at least 0, or inf."""
     if not is_number(value):
-        raise TypeError(f"max_norm must be a number, but got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, but got {type(value).__name__}")
     if not value >= 0:
-        raise ValueError(f"max_norm must be at least 0, but got {value}")
+        raise ValueError(f"{name} must be at least 0, but got {value}")
     return float(value)
 
 

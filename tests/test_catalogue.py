@@ -537,7 +537,7 @@ def test_groups_by_name_suit_an_optimizer_even_if_one_is_empty(names):
 
 def test_groups_by_name_refuse_what_has_none():
     p = genesis.Parameter(np.ones(2))
-    for bad in ([p], {"w": p}, [("w", p, 1)], [(0, p)]):
+    for bad in ([p], 3, p, [("w", p, 1)], [(0, p)], {"w": 3}):
         with pytest.raises(TypeError, match=r"\(name, Parameter\) pairs, as dict.items\(\) does"):
             optim.param_groups_weight_decay(bad, 0.1)
     with pytest.raises(TypeError, match=r"write \('bias',\)"):

@@ -132,6 +132,7 @@ def test_the_same_order_as_torch():
         return calls
 
     p = genesis.Parameter(np.zeros(2))
+    p.grad = np.zeros(2)
     ours = trace(
         SGD([p], lr=1.0), register_optimizer_step_pre_hook, register_optimizer_step_post_hook
     )

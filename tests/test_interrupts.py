@@ -69,6 +69,7 @@ class Subject:
         calls = [
             ("step", lambda opt: opt.step()),
             ("step", lambda opt: opt.step()),
+            ("step(grads)", lambda opt: opt.step(grads=[p.grad for p in opt._parameters()])),
             ("step(max_norm)", lambda opt: opt.step(max_norm=1.0)),
             ("scaler.step", lambda opt: scaler(init_scale=2.0).step(opt)),
         ]

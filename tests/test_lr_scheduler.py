@@ -32,7 +32,10 @@ from scheduler_cases import (
 import genesis
 from genesis.optim import lr_scheduler as schedulers
 
-pytestmark = on_cpu_only
+pytestmark = [
+    on_cpu_only,
+    pytest.mark.filterwarnings("ignore:.*no parameter has a gradient"),  # schedules need none
+]
 
 LEAVES = [case for case in CASES if case.kind not in ("ChainedScheduler", "SequentialLR")]
 BATCHED = [case for case in LEAVES if case.metric is None]  # those that a composite takes
@@ -788,6 +791,7 @@ def test_order(case):
         optimizer, scheduler = start(case)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", ".*no parameter has a gradient")
             for step in steps:
                 if step == "o":
                     optimizer.step()

@@ -251,8 +251,9 @@ def test_new_gradient_arrays_each_step_are_seen():
                 p.grad = None
             r.grad = None if p.grad is None else p.grad.copy()
         opt.step()
-        for other in others:
-            other.step()
+        for other, r in zip(others, reference):
+            if r.grad is not None:
+                other.step()
     assert_same([p.data for p in many], [r.data for r in reference])
 
 
@@ -520,19 +521,17 @@ def test_refuses_params_that_are_none():
         ([], ValueError, "empty parameter list"),
         (iter([]), ValueError, "empty parameter list"),
         (p, TypeError, r"\[parameter\]"),
-        (p.data, TypeError, r"\[genesis.Parameter\(array\)\]"),
+        (p.data, TypeError, r"\[array\]"),
         ({p}, TypeError, "Please use a list"),
         ([{"params": {p}}], TypeError, "Please use a list"),
-        ({"params": [p]}, TypeError, r"\[group\]"),
+        ({"params": [p], "lr": 3}, TypeError, r"\[group\]"),
         (3, TypeError, "iterable of Parameters"),
-        ([p.data], TypeError, r"wrap arrays in genesis.Parameter"),
-        ([{"params": p.data}], TypeError, "wrap arrays"),
-        ([{"params": 3}], TypeError, "wrap arrays"),
-        ([p, {"params": []}], TypeError, "one of the params is dict"),
+        ([{"params": 3}], TypeError, "tree of arrays or Parameters"),
+        ([p, {"params": []}], TypeError, "must be a dict"),
         ([{"params": [p]}, p], TypeError, "must be a dict"),
         ([{"lr": 3}], ValueError, "must have 'params'"),
         ([("a", p), parameters((3,))[0]], ValueError, "with/without names"),
-        ([("a", p.data)], TypeError, "wrap arrays"),
+        ([("a", 3)], TypeError, "parameter 'a' is a int, 3"),
     ]:
         with pytest.raises(error, match=said):
             SGD(bad, lr=0.1)

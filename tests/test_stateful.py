@@ -156,6 +156,24 @@ class Attack:
         max_norm = [0.5, 1e3, 0.0, 1.0][i % 4]
         self._step(lambda: self.world.opt.step(max_norm=max_norm), max_norm)
 
+    def step_given(self, i):
+        """A step with gradients that parameters do not hold, in a list."""
+        opt, max_norm = self.world.opt, [None, 1.0][i % 2]
+        holders = [p for group in opt.param_groups for p in group["params"]]
+        held = [(p, p._grad_view) for p in holders if isinstance(p, genesis.Parameter)]
+        grads = [getattr(p, "grad", None) for p in holders]
+
+        def given():
+            for p, _ in held:
+                p.grad = None
+            try:
+                opt.step(grads=grads, max_norm=max_norm)
+            finally:
+                for p, view in held:
+                    p._grad_view = view
+
+        self._step(given, max_norm)
+
     def step_scaled(self, i):
         scaler = genesis.amp.GradScaler(init_scale=4.0)
         max_norm = [None, 1.0][i % 2]
@@ -843,6 +861,7 @@ OPERATIONS = {
     "gradients": 1,
     "step": 0,
     "step_clipped": 1,
+    "step_given": 1,
     "step_scaled": 1,
     "step_interrupted": 2,
     "gradient": 4,
@@ -866,7 +885,9 @@ OPERATIONS = {
 }
 """The operations, and how many numbers each takes."""
 
-BENIGN = "gradients step step_clipped step_scaled zero clip look snapshot move copy".split()
+BENIGN = (
+    "gradients step step_clipped step_given step_scaled zero clip look snapshot move copy".split()
+)
 RARE = "fork two_optimizers one_optimizer_in_two_threads assigned_meanwhile copy".split()
 OFTEN = "gradients step step mend".split()
 
@@ -945,6 +966,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
     # An exception from a signal handler in a callback of Python's own, which can only be printed.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*no parameter has a gradient"),
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),
 ]
 

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from ..commit import assign, commit
 from . import reductions, storage, threads
+from .clipping import clipped
 from .compiling import Kept
 from .copies import with_copy
 from .memory import counted, fetch_add, prefetch, put_float, word
@@ -239,9 +240,12 @@ def bind(
     scalars: np.ndarray,
     *,
     copy: str | None = None,
+    clips: bool = False,
     moments: np.ndarray | None = None,
 ) -> Bound:
     """See `target.Target`, as for the functions below."""
+    if clips:
+        rule = _clipped(rule)
     if copy:
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
@@ -288,6 +292,11 @@ def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
     if like is None:
         return numba.njit(**{"error_model": "numpy", **options}, **INNER)(function)
     return type(like)(function, like.locals, like.targetoptions)
+
+
+@Kept
+def _clipped(rule: Callable) -> Callable:
+    return clipped(anew(rule, _callable), _callable)
 
 
 @Kept

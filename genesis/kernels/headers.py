@@ -155,7 +155,7 @@ def in_a_region(record, array, itemsize):
     return low > 0 and word(starts + 8 * (count + low - 1)) > first
 
 
-def look(record, owners):
+def look(record, owners, given):
     """Compare a group's parameters, gradients and arrays with a record of what they were.
 
     References to the gradients, or None, are put into a list as they are found, so that they live
@@ -164,6 +164,8 @@ def look(record, owners):
     Args:
         record: the record's address.
         owners: the address of the list of objects that hold arrays in slots.
+        given: the address of a list of gradients, or None, in place of those that owners hold; 0:
+            there is none.
 
     Returns:
         How many gradients lie elsewhere than before, which is written into the record's cells;
@@ -173,6 +175,11 @@ def look(record, owners):
     count = word(record + 8 * OWNERS)
     if word(owners + LENGTH) != count:
         return CHANGED
+    given_items = 0
+    if given != 0:
+        if word(given + LENGTH) != count:
+            return CHANGED
+        given_items = word(given + ITEMS)
     first_array = record + 8 * (HEAD_SIZE + OWNER_SIZE * count)
     array = first_array
     last_array = first_array + 8 * ARRAY_SIZE * (word(record + 8 * ARRAYS) - 1)
@@ -197,12 +204,16 @@ def look(record, owners):
         # The owners on record are alive, whatever the list may hold.
         ahead = 8 * OWNER_SIZE * min(OWNERS_AHEAD, count - 1 - i)
         coming = word(word(part + ahead + 8 * OWNER) + grad_slot)
+        if given != 0:
+            coming = word(given_items + 8 * min(i + OWNERS_AHEAD, count - 1))
         prefetch(coming)
         prefetch(coming + FLAGS)
         owner = word(owner_items + 8 * i)
         if owner != word(part + 8 * OWNER):
             return CHANGED
         gradient = word(owner + grad_slot)
+        if given != 0:
+            gradient = word(given_items + 8 * i)
         if (
             word(held_items + 8 * i) != nothing
             or gradient == 0
@@ -342,7 +353,8 @@ class Watch:
     Attributes:
         bounds: for each array its first byte and one past the last.
         held: a list of the gradients that `compare` found, between it and `release`.
-        compare: `look` at this record; it takes the `id` of the list of owners.
+        compare: `look` at this record; it takes the `id` of the list of owners, and that of a list of
+            gradients given in place of theirs, or 0.
         release: the call that empties `held`.
     """
 
@@ -385,7 +397,8 @@ class Watch:
         head = np.array([count, size, *slots, id(self.held), id(None), 0, 0], np.int64)
         self._record = np.concatenate([head, parts.ravel(), fields.ravel(), extents])
         self._parts = self._record[HEAD_SIZE:][: OWNER_SIZE * count].reshape(count, OWNER_SIZE)
-        self.compare = partial(_compiled(look, _NUMBER, _NUMBER), self._record.ctypes.data)
+        look_at = _compiled(look, _NUMBER, _NUMBER, _NUMBER)
+        self.compare = partial(look_at, self._record.ctypes.data)
         # The record knows objects by their addresses, which therefore must stay theirs.
         kinds = {type(gradient) for gradient in gradients}
         dtypes = {id(g.dtype): g.dtype for g, like in zip(gradients, likes) if like >= 0}
@@ -400,10 +413,10 @@ class Watch:
         self._record[REGION_COUNT] = regions.table.shape[1]
         self._parts[:, GRAD_DATA] = -1
 
-    def compare_unguarded(self, owners: int) -> int:
+    def compare_unguarded(self, owners: int, given: int) -> int:
         """As `compare`, for gradients of which it is known that they keep out of the regions."""
         count, self._record[REGION_COUNT] = self._record[REGION_COUNT], 0
-        found = self.compare(owners)
+        found = self.compare(owners, given)
         self._record[REGION_COUNT] = count
         # Nor may the next comparison take them for checked.
         self._parts[:, GRAD_DATA] = -1

@@ -83,22 +83,28 @@ class Launch(OverTable):
         scalars: int,
         stream: Any,
         copy: Copy,
+        clips: bool,
         keys: Sequence[int] | None,
     ):
         super().__init__(columns, stream, keys)
         # The kernel's first scalar is the factor on gradients, then come the rule's own.
-        self._scalars = np.empty(1 + scalars, self._table.arithmetic)
-        self._pack = Struct(f"{1 + scalars}{self._scalars.dtype.char}").pack_into
+        self._scalars = np.empty(1 + scalars + clips, self._table.arithmetic)
+        self._pack = Struct(f"{len(self._scalars)}{self._scalars.dtype.char}").pack_into
         self._packed = self._scalars.data
         self._moments = None if keys is None else np.zeros(1, np.int64)
-        self._rule, self._copy = rule, copy
+        self._rule, self._copy, self._clips = rule, copy, clips
         self._bind()
 
     def _bind(self) -> None:
         self._clip: Any = None
         self._zero: Any = None
         self._update = self._target.bind(
-            self._rule, self._table, self._scalars, copy=self._copy, moments=self._moments
+            self._rule,
+            self._table,
+            self._scalars,
+            copy=self._copy,
+            clips=self._clips,
+            moments=self._moments,
         )
 
     @property
@@ -253,6 +259,7 @@ def prepare(
     stream: Any = None,
     *,
     copy: Copy = None,
+    clips: bool = False,
     keys: Sequence[int] | None = None,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
@@ -267,8 +274,10 @@ def prepare(
         copy: the last column is no state, but holds the new parameters in another storage type. Of a
             "copy" nobody reads what it held before; if it is the "master"'s copy, elements that were
             edited since the last update are taken over into the master. Default: None.
+        clips: whether elements of gradients are clipped, to one more scalar behind the rule's own. What
+            is multiplied into gradients, is before. Default: False.
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, copy, keys)
+    return launch(rule, columns, scalars, stream, copy, clips, keys)

@@ -26,6 +26,7 @@ _HOMES = {
     "SparseAdam": "sparse_adam",
     "clip_grad_norm": "clip_grad",
     "clip_grad_value": "clip_grad",
+    "param_groups_layerwise_lr_decay": "param_groups",
     "param_groups_weight_decay": "param_groups",
     "register_optimizer_step_post_hook": "hooks",
     "register_optimizer_step_pre_hook": "hooks",

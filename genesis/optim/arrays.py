@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import buffers, checks
-from ..parameter import Parameter
 from ..sparse import RowsView
 from .param_groups import label
 
@@ -104,21 +103,22 @@ def apart(arrays: list[np.ndarray], whose: list[tuple[str, str]]) -> None:
 
 def outside(
     gradients: list[Any],
-    parameters: list[Parameter],
+    called: list[str | None],
     first: int,
     arrays: list[np.ndarray],
     whose: list[tuple[str, str]],
 ) -> None:
     """Raise ValueError if a gradient shares memory with an array that a step writes.
 
-    `first` is the number of the first parameter among all of the optimizer's.
+    `called` says what their parameters are called, and `first` is the number of the first of them among
+    all of the optimizer's.
     """
     rows = [i for i, view in enumerate(gradients) if view is not None]
     pair = buffers.overlapping(arrays, [gradients[i] for i in rows])
     if pair:
         i = rows[pair[1] - len(arrays)]
         raise ValueError(
-            f"the gradient of {label(first + i, parameters[i])} shares memory with "
+            f"the gradient of {label(first + i, called[i])} shares memory with "
             f"{_described(*whose[pair[0]])}, which the step changes: assign a copy of it"
         )
 

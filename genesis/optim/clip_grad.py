@@ -11,7 +11,8 @@ def clip_grad_norm(tensors: Any, max_norm: float, ord: float = 2.0) -> float:
     """Clip the common norm of gradients, in place: `genesis.nn.utils.clip_grad_norm_`.
 
     Args:
-        tensors: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        tensors: a tree or an iterable of `Parameter`s, of which those without a gradient are
+            skipped, or a tree of gradients themselves.
         max_norm: the norm that the gradients may have at most, at least 0.
         ord: the exponent of the norm, also inf, -inf and 0. Default: 2.0.
 
@@ -35,7 +36,8 @@ def clip_grad_value(tensors: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place.
 
     Args:
-        tensors: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        tensors: a tree or an iterable of `Parameter`s, of which those without a gradient are
+            skipped, or a tree of gradients themselves.
         lower: the least value that an element may have.
         upper: the greatest, not less than `lower`.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from .. import checks
 from ..nn.utils.clip_grad import norm_and_finite
-from . import hooks
+from . import gradients, hooks
 from .optimizer import Optimizer
 
 
@@ -23,7 +25,12 @@ class GradientOptimizer(Optimizer):
 
     @hooks.around
     def step(
-        self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        grads: Any = None,
+        max_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> Any:
         """Update every parameter that has a gradient.
 
@@ -35,23 +42,47 @@ class GradientOptimizer(Optimizer):
         the update applies the factor. `optimizer.grad_norm` is then the norm before clipping.
 
         Args:
-            closure: a function that computes the gradients anew and returns the loss; called once,
-                before the update. Default: None, the gradients are there already.
+            closure: a function that computes the gradients anew; called once, before the update. It
+                returns the loss, if it has assigned the gradients, or `(loss, grads)`. Default: None,
+                the gradients are there already.
+            grads: the gradients, a tree like the parameters: the same keys, in any order, and None for
+                what is to stay as it is. Its leaves are arrays that can be read where they lie (NumPy
+                arrays, CPU tensors of torch, JAX arrays, anything with DLPack), read-only or not,
+                numbers for shape (), or `SparseGrad`s. They count for this step only, which neither
+                reads nor changes what parameters hold in `grad`. Default: None, it is these that count.
             max_norm: the norm that the gradients may have at most, at least 0. Default: None, no
                 clipping.
+            clip_value: the magnitude that an element of a gradient may have at most, at least 0, as
+                `clip_grad_value_` does, but without writing gradients. Default: None, no clipping.
 
         Returns:
             The closure's loss, or without a closure the optimizer itself, so that
             `opt.step().clear_grad()` works.
 
         Raises:
-            TypeError, ValueError: `max_norm` or a number in a group is impossible; a parameter, a
+            TypeError, ValueError: `grads` does not fit the parameters; both `grads` and a closure, or
+                both `max_norm` and `clip_value`, or a number in a group is impossible; a parameter, a
                 gradient or a state buffer does not fit the others any more, cannot be written, or
                 shares memory with what the step writes. Nothing has been written.
-        """
-        return self._step(closure, max_norm)
 
-    def scaled_step(self, inverse_scale: float, *, max_norm: float | None = None) -> Any:
+        Example:
+            >>> import numpy as np, genesis
+            >>> params = {"W": np.ones((2, 2)), "b": np.zeros(2)}
+            >>> opt = genesis.optim.SGD(params, lr=0.5)
+            >>> _ = opt.step(grads={"b": np.ones(2), "W": np.ones((2, 2))})
+            >>> params["b"]
+            array([-0.5, -0.5])
+        """
+        return self._step(closure, grads=grads, max_norm=max_norm, clip_value=clip_value)
+
+    def scaled_step(
+        self,
+        inverse_scale: float,
+        *,
+        grads: Any = None,
+        max_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> Any:
         """Update with gradients multiplied by `inverse_scale`, unless one of them is inf or NaN.
 
         This is what a loss scaler calls (`genesis.amp.GradScaler.step`). One pass reads the
@@ -59,45 +90,86 @@ class GradientOptimizer(Optimizer):
 
         Args:
             inverse_scale: 1 / the scale of the loss.
-            max_norm: the norm that unscaled gradients may have at most. Default: None, any.
+            grads: the gradients, as for `step`. Default: None, those that parameters hold.
+            max_norm, clip_value: the norm, and the magnitude of an element, that unscaled gradients
+                may have at most. Default: None, any.
 
         Returns:
             The optimizer itself; None if the step was left out. `step_skipped` then says so, and
             nothing has changed: no parameter, no state, no step count.
         """
         if not hooks.concern(self):
-            self._step(None, max_norm, inverse_scale)
-        elif norm_and_finite(self._gradients(), inverse_scale)[1]:
+            self._step(
+                grads=grads, max_norm=max_norm, clip_value=clip_value, _inverse_scale=inverse_scale
+            )
+        elif norm_and_finite(self._views(grads), inverse_scale)[1]:
 
-            def step(_: Optimizer, *, max_norm: float | None = None) -> Any:
-                return self._step(None, max_norm, inverse_scale)
+            def step(_: Optimizer, **kwargs: Any) -> Any:
+                return self._step(**kwargs, _inverse_scale=inverse_scale)
 
-            hooks.call(step, (self,), {} if max_norm is None else {"max_norm": max_norm})
+            asked = {"grads": grads, "max_norm": max_norm, "clip_value": clip_value}
+            given = {name: value for name, value in asked.items() if value is not None}
+            hooks.call(step, (self,), given)
         else:
             self.step_skipped = True
         return None if self.step_skipped else self
 
+    def _views(self, grads: Any) -> list[np.ndarray]:
+        """The views of all gradients that there are."""
+        given = (
+            [[p._grad_view for p in self._parameters()]] if grads is None else self._given(grads)
+        )
+        return [view for views in given for view in views if view is not None]
+
     def _step(
         self,
         closure: Callable[[], Any] | None = None,
+        *,
+        grads: Any = None,
         max_norm: float | None = None,
-        inverse_scale: float | None = None,
+        clip_value: float | None = None,
+        _inverse_scale: float | None = None,
     ) -> Any:
         self.step_skipped = False
         if max_norm is not None:
-            max_norm = checks.max_norm(max_norm)
-        if closure is None:
-            self._apply(max_norm, inverse_scale)
-            return self
-        loss = closure()
-        self._apply(max_norm, inverse_scale)
-        return loss
+            max_norm = checks.limit("max_norm", max_norm)
+        if clip_value is not None:
+            clip_value = checks.limit("clip_value", clip_value)
+            if max_norm is not None:
+                raise ValueError(
+                    f"give max_norm or clip_value, but not both: got max_norm={max_norm} and "
+                    f"clip_value={clip_value}"
+                )
+        result: Any = self
+        if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    "the closure of step must be a function that computes the gradients, but got "
+                    f"{type(closure).__name__}: gradients go in grads=, step(grads=gradients)"
+                )
+            if grads is not None:
+                raise ValueError(
+                    "give grads= or a closure, but not both: a closure may return (loss, grads)"
+                )
+            result, grads = gradients.of_closure(closure())
+        given = None if grads is None else self._given(grads)
+        self._apply(given, max_norm, clip_value, _inverse_scale)
+        return result
 
-    def _apply(self, max_norm: float | None, inverse_scale: float | None) -> None:
+    def _apply(
+        self,
+        given: list[gradients.Views] | None,
+        max_norm: float | None,
+        clip_value: float | None,
+        inverse_scale: float | None,
+    ) -> None:
         """Update every parameter that has a gradient, or raise and have done nothing.
 
-        With `inverse_scale` the gradients are multiplied by it first, and if any of them is inf or
-        NaN nothing at all is done, which `step_skipped` then says.
+        Args:
+            given: for each group the views of its gradients; None, those that parameters hold.
+            max_norm, clip_value: see `step`; not both.
+            inverse_scale: gradients are multiplied by it first, and if any of them is inf or NaN
+                nothing at all is done, which `step_skipped` then says. None: nothing of that.
         """
         raise NotImplementedError(f"{type(self).__name__} must define _apply")
 

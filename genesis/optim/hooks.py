@@ -98,14 +98,14 @@ _Step = TypeVar("_Step", bound=Callable)
 def around(step: _Step) -> _Step:
     """The method `step` with hooks, which see its arguments just as they were given.
 
-    Without arguments it is the method `_step`, called directly since that is most of all calls.
+    Without hooks it is the method `_step`, called directly since that is most of all calls.
     """
 
     @functools.wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._hooks is not None or every_step_pre or every_step_post:
             return call(step, (self, *args), kwargs)
-        return step(self, *args, **kwargs) if args or kwargs else self._step()
+        return self._step(*args, **kwargs) if args or kwargs else self._step()
 
     return cast(_Step, hooked)
 
@@ -124,7 +124,7 @@ def register_optimizer_step_pre_hook(hook: Callable[[Any, tuple, dict], Any]) ->
         >>> import numpy as np, genesis
         >>> hook = lambda optimizer, args, kwargs: print(type(optimizer).__name__)
         >>> handle = genesis.optim.register_optimizer_step_pre_hook(hook)
-        >>> _ = genesis.optim.SGD([genesis.Parameter(np.ones(3))], lr=0.1).step()
+        >>> _ = genesis.optim.SGD([np.ones(3)], lr=0.1).step(grads=[np.ones(3)])
         SGD
         >>> handle.remove()
     """
@@ -144,7 +144,7 @@ def register_optimizer_step_post_hook(hook: Callable[[Any, tuple, dict], Any]) -
         >>> import numpy as np, genesis
         >>> hook = lambda optimizer, args, kwargs: print("stepped")
         >>> with genesis.optim.register_optimizer_step_post_hook(hook):
-        ...     _ = genesis.optim.SGD([genesis.Parameter(np.ones(3))], lr=0.1).step()
+        ...     _ = genesis.optim.SGD([np.ones(3)], lr=0.1).step(grads=[np.ones(3)])
         stepped
     """
     return every_step_post.add(hook)

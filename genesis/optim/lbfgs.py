@@ -15,6 +15,7 @@ from ..commit import assign, commit, prepared
 from ..kernels import rules
 from ..parameter import Parameter
 from . import arrays, hooks, param_groups
+from .gradients import Views, of_closure
 from .optimizer import Optimizer
 
 Vector = np.ndarray
@@ -45,7 +46,8 @@ class LBFGS(Optimizer):
     and back at each evaluation) and worked on by BLAS and by fused kernels.
 
     Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of one group dict.
+        params: a tree of arrays, or an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of
+            one group dict.
         lr: step length, at least 0; with a line search the first one to be tried. The very first
             iteration uses `lr * min(1, 1 / sum(abs(gradient)))`. Default: 1.
         max_iter: iterations in one step, at least 1. Default: 20.
@@ -68,6 +70,11 @@ class LBFGS(Optimizer):
         ValueError: several groups, `max_norm`, an impossible hyper-parameter, or arrays that do not
             fit each other any more. Whatever ends a step before its time, an error in the closure or
             Ctrl-C at any moment, the parameters and the state are those from before the step.
+
+    Attributes:
+        stop_reason: the hyper-parameter that ended the last step, "tolerance_grad" (the gradient is
+            0, as good as), "tolerance_change" (nothing changes any more), "max_iter" or "max_eval"
+            (another step would go on); None before the first step.
 
     State, kept under the first parameter: "func_evals", "n_iter", and after the first iteration "d"
     (the direction), "t" (the step length), "old_dirs" (:math:`y`), "old_stps" (:math:`s`), "ro"
@@ -102,6 +109,7 @@ class LBFGS(Optimizer):
         "history_size": hyper.count(),
         "line_search_fn": hyper.word(("strong_wolfe",)),
     }
+    stop_reason: str | None = None
     _numbers = ("func_evals", "n_iter")
     _sometimes = (
         "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al",
@@ -139,46 +147,65 @@ class LBFGS(Optimizer):
     # ---- the step ----
 
     @hooks.around
-    def step(self, closure: Callable[[], Any] | None = None, *, max_norm: None = None) -> Any:
-        """Do up to `max_iter` iterations.
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        grads: None = None,
+        max_norm: None = None,
+        clip_value: None = None,
+    ) -> Any:
+        """Do up to `max_iter` iterations. `stop_reason` then says what ended them.
 
         Args:
-            closure: a function that computes the loss, and the gradients anew; required.
-            max_norm: must be None, since the search for a step relies on the loss's own gradients.
+            closure: a function that computes the gradients anew, and returns the loss, if it has
+                assigned them, or `(loss, grads)` with a tree like the parameters; required.
+            grads: must be None, since gradients are asked for several times.
+            max_norm, clip_value: must be None, since the search for a step relies on the loss's own
+                gradients.
 
         Returns:
-            What the first call of the closure returned.
+            The loss of the first call of the closure.
 
         Raises:
             TypeError, ValueError: see `LBFGS`. The parameters and the state are those from before.
         """
-        return self._step(closure, max_norm)
+        return self._step(closure, grads=grads, max_norm=max_norm, clip_value=clip_value)
 
-    def _step(self, closure: Any = None, max_norm: Any = None) -> Any:
-        if closure is None or not callable(closure):
+    def _step(
+        self,
+        closure: Any = None,
+        *,
+        grads: Any = None,
+        max_norm: Any = None,
+        clip_value: Any = None,
+    ) -> Any:
+        if closure is None or not callable(closure) or grads is not None:
             raise TypeError(
                 "LBFGS evaluates the loss several times in a step, so it needs a function that "
-                f"does: step(closure), but got {closure!r}"
+                f"does, step(closure), which may return (loss, grads); but got {closure!r}"
+                + ("" if grads is None else " and grads")
             )
-        if max_norm is not None:
+        if max_norm is not None or clip_value is not None:
             raise ValueError(
-                "LBFGS does not take max_norm: a clipped gradient is not that of the loss, which "
-                "the search for a step relies on"
+                f"LBFGS does not take {'clip_value' if max_norm is None else 'max_norm'}: a clipped "
+                "gradient is not that of the loss, which the search for a step relies on"
             )
         (group,) = self.param_groups
         self._check_group(group, 0)
         parameters = group["params"]
-        problem = _Problem(parameters, closure, self._check_gradient, group)
+        problem = _Problem(parameters, closure, self._check_gradient, self._given, group)
         history = _History.of(self.state.get(parameters[0]) or {}, problem)
         outcome = problem.restoring()
         finish = prepared(outcome)
         try:
-            first_loss = _iterate(problem, problem.point(), history, group)
+            first_loss, reason = _iterate(problem, problem.point(), history, group)
             history.func_evals += problem.calls
             entries = history.entries(group["history_size"])
             outcome[:] = [
                 self.state.updating({parameters[0]: entries}),
                 partial(setattr, self, "_step_count", self._step_count + 1),
+                partial(setattr, self, "stop_reason", reason),
             ]
         finally:
             finish()  # one call and no other, as nothing can come before it, not even a second Ctrl-C
@@ -188,6 +215,15 @@ class LBFGS(Optimizer):
 
     def _state_on(self, device_for: Callable[[Parameter], str]) -> dict[Parameter, dict]:
         return {parameter: dict(entries) for parameter, entries in self.state.items()}
+
+    def _as_saved(self, i: int, group: dict[str, Any], saved: Any) -> list[Parameter]:
+        parameters = super()._as_saved(i, group, saved)
+        if parameters is not group["params"]:
+            raise ValueError(
+                "the state of LBFGS holds all parameters one behind the other, but they were saved in "
+                f"the order {list(saved)}: give them to the constructor in that order"
+            )
+        return parameters
 
     def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
         entries = {name: value for name, value in entries.items() if value is not None}
@@ -340,34 +376,41 @@ class _Problem:
         self,
         parameters: list[Parameter],
         closure: Callable[[], Any],
-        check_gradient: Callable[[dict[str, Any], Parameter], None],
+        check_gradient: Callable[[dict[str, Any], np.ndarray], None],
+        given: Callable[[Any], list[Views]],
         group: dict[str, Any],
     ):
         self._parameters = parameters
         self._closure = closure
         self._check_gradient = check_gradient
+        self._given = given
         self._group = group
         self._dtype = _arithmetic(parameters)
         ends = itertools.accumulate(p.size for p in parameters)
         self._parts = [slice(end - p.size, end) for end, p in zip(ends, parameters)]
         self._views = [p._view for p in parameters]
         self._written = [
-            arrays.Used(param_groups.label(i, p), p._view, p.shape, p.device)
-            for i, p in enumerate(parameters)
+            arrays.Used(param_groups.label(i, name), p._view, p.shape, p.device)
+            for i, (p, name) in enumerate(zip(parameters, param_groups.names(group, parameters)))
         ]
         self.calls = 0
         self.loss: Any = None
-        arrays.usable(self._written, self._gradients())
+        self._check(self._assigned())
 
-    def _gradients(self) -> list[arrays.Used]:
-        """The gradients that there are, and how they must be."""
-        for parameter in self._parameters:
-            self._check_gradient(self._group, parameter)
-        return [
-            arrays.Used(f"the gradient of {used.what}", p._grad_view, used.shape, used.device)
-            for p, used in zip(self._parameters, self._written)
-            if p._grad_view is not None
-        ]
+    def _assigned(self) -> Views:
+        """The gradients that parameters hold."""
+        return [parameter._grad_view for parameter in self._parameters]
+
+    def _check(self, views: Views) -> None:
+        """Raise TypeError or ValueError unless a step can use arrays and these gradients as they are."""
+        gradients: list[arrays.Used] = []
+        for view, used in zip(views, self._written):
+            if view is not None:
+                self._check_gradient(self._group, view)
+                gradients.append(
+                    arrays.Used(f"the gradient of {used.what}", view, used.shape, used.device)
+                )
+        arrays.usable(self._written, gradients)
 
     def check_state(self, entries: dict[str, Any]) -> None:
         """Raise ValueError or TypeError unless the vectors in this state fit the parameters."""
@@ -422,7 +465,7 @@ class _Problem:
 
     def evaluate(self) -> tuple[float, Vector]:
         """The loss and its gradient where the parameters are."""
-        self.loss = self._closure()
+        self.loss, grads = of_closure(self._closure())
         self.calls += 1
         try:
             loss = float(self.loss)
@@ -436,8 +479,9 @@ class _Problem:
                     f"{used.what} was given another array by the closure: a step moves the array that "
                     "it began with, so assign data between steps"
                 )
-        arrays.usable(self._written, self._gradients())
-        return loss, self._gathered([p._grad_view for p in self._parameters])
+        (views,) = [self._assigned()] if grads is None else self._given(grads)
+        self._check(views)
+        return loss, self._gathered(views)
 
     def _gathered(self, views: Sequence[np.ndarray | None]) -> Vector:
         vector = np.empty(self._parts[-1].stop, self._dtype)
@@ -478,13 +522,18 @@ def _largest(vector: Vector) -> float:
     return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
 
 
-def _iterate(problem: _Problem, point: Vector, history: _History, group: dict[str, Any]) -> Any:
-    """One step from `point`, where the parameters are; moves them and completes the history."""
+def _iterate(
+    problem: _Problem, point: Vector, history: _History, group: dict[str, Any]
+) -> tuple[Any, str]:
+    """One step from `point`, where the parameters are; moves them and completes the history.
+
+    Returns the first loss, and the hyper-parameter that ended the step.
+    """
     lr, tolerance_change = float(group["lr"]), group["tolerance_change"]
     loss, gradient = problem.evaluate()
     first_loss = problem.loss
     if _largest(gradient) <= group["tolerance_grad"]:
-        return first_loss
+        return first_loss, "tolerance_grad"
     for iteration in range(1, group["max_iter"] + 1):
         history.n_iter += 1
         if history.n_iter == 1:
@@ -498,7 +547,7 @@ def _iterate(problem: _Problem, point: Vector, history: _History, group: dict[st
         history.gradient, history.loss = gradient, loss
         slope = float(np.dot(gradient, direction))
         if slope > -tolerance_change:
-            break
+            return first_loss, "tolerance_change"
 
         add = _Adder(point)
         if group["line_search_fn"] is not None:
@@ -513,17 +562,20 @@ def _iterate(problem: _Problem, point: Vector, history: _History, group: dict[st
         else:
             add(length, direction)
             problem.move_to(point)
-            if iteration < group["max_iter"]:
-                loss, gradient = problem.evaluate()
+            if iteration == group["max_iter"]:
+                break
+            loss, gradient = problem.evaluate()
 
+        if _largest(gradient) <= group["tolerance_grad"]:
+            return first_loss, "tolerance_grad"
         if (
-            problem.calls >= group["max_eval"]
-            or _largest(gradient) <= group["tolerance_grad"]
-            or _largest(direction) * abs(length) <= tolerance_change
+            _largest(direction) * abs(length) <= tolerance_change
             or abs(loss - history.loss) < tolerance_change
         ):
-            break
-    return first_loss
+            return first_loss, "tolerance_change"
+        if problem.calls >= group["max_eval"]:
+            return first_loss, "max_eval"
+    return first_loss, "max_iter"
 
 
 # ---- the line search ----

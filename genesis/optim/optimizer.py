@@ -9,12 +9,14 @@ from functools import partial
 from itertools import repeat
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .. import buffers, hyper
 from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
-from ..sparse import SparseGrad
-from . import hooks, param_groups, precision
+from ..sparse import RowsView, SparseGrad
+from . import gradients, hooks, param_groups, precision
 from .state import State
 
 _set_gradient = vars(Parameter)["_grad_view"].__set__
@@ -27,8 +29,10 @@ class Optimizer:
     together, names the numbers and buffers of its state, and defines `_step`.
 
     Args:
-        params: the parameters to optimize: an iterable of `Parameter`s, of `(name, Parameter)` pairs,
-            or of dicts, each a group: `{"params": [...], "lr": 0.1, ...}`.
+        params: the parameters to optimize: a tree of arrays or `Parameter`s (nested dicts, lists,
+            tuples, namedtuples, dataclasses; see `genesis.tree`), which the optimizer updates in
+            place and calls by their paths; an iterable of `Parameter`s, or of `(name, Parameter)`
+            pairs; or a list of dicts, each a group: `{"params": ..., "lr": 0.1, ...}`.
         defaults: hyper-parameters of groups that do not set their own.
 
     Attributes:
@@ -54,6 +58,7 @@ class Optimizer:
     """The names of others."""
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     """The names of the numbers that state shows."""
+    _said_no_gradients = False
     step_skipped = False
     """Whether the last step did nothing, since a loss scaler found inf or NaN."""
 
@@ -62,12 +67,13 @@ class Optimizer:
         self._state = State()
         self.param_groups: list[dict[str, Any]] = []
         self._step_count = 0
+        self._matching: gradients.Matching | None = None
         self._hooks: hooks.Hooks | None = None
         self._check_group(self.defaults)
         groups: list[dict[str, Any]] = []
         for group in param_groups.groups(params):
             groups.append(self._new_group(group, groups))
-        param_groups.distinct([group["params"] for group in groups])
+        param_groups.distinct([_members(group) for group in groups])
         self.param_groups = groups
 
     def _check_group(self, group: dict[str, Any], number: int | None = None) -> None:
@@ -91,9 +97,9 @@ class Optimizer:
     def _check(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError if settings, each possible by itself, are not together."""
 
-    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        """Raise TypeError if a group does not suit the kind of gradient a parameter has."""
-        if isinstance(parameter.grad, SparseGrad):
+    def _check_gradient(self, group: dict[str, Any], view: np.ndarray) -> None:
+        """Raise TypeError if a group does not suit the kind of gradient that this is the view of."""
+        if isinstance(view, RowsView):
             raise TypeError(
                 f"{type(self).__name__} does not support sparse gradients with the settings of this "
                 "group: use SparseAdam, or assign the dense gradient, "
@@ -210,15 +216,14 @@ class Optimizer:
         """Add a group of parameters, for example of layers that have been frozen so far.
 
         Args:
-            param_group: `{"params": [...]}` and the hyper-parameters in which the group differs from
-                `defaults`. "params" is as for the constructor, or one `Parameter`.
+            param_group: `{"params": ...}` and the hyper-parameters in which the group differs from
+                `defaults`. "params" is as for the constructor, or one `Parameter` or array.
 
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is as it was before.
         """
         group = self._new_group(param_group, self.param_groups)
-        everyone = [other["params"] for other in self.param_groups]
-        param_groups.distinct([*everyone, group["params"]])
+        param_groups.distinct([_members(each) for each in (*self.param_groups, group)])
         self.param_groups.append(group)
 
     def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -234,13 +239,34 @@ class Optimizer:
         if others and ("param_names" in others[0]) != ("param_names" in group):
             raise ValueError(
                 "all optimizer param groups should be with/without names. cannot add param "
-                f"group {'without' if names is None else 'with'} names to the optimizer"
+                f"group {'without' if names is None else 'with'} names to the optimizer: name a "
+                "parameter as {'params': {'name': array}}, or leave all without names as [Parameter]"
             )
         self._check_group(group)
         return group
 
-    def _gradients(self) -> list[Any]:
-        return [p.grad for p in self._parameters() if p.grad is not None]
+    def _given(self, grads: Any) -> list[gradients.Views]:
+        """For each group the views of its gradients in a tree, of which the step sees if they fit.
+
+        Raises:
+            TypeError: `grads` is no tree, or what is in it no array that can be read where it lies.
+            ValueError: a parameter has no leaf, or a leaf no parameter.
+        """
+        matching, groups = self._matching, self.param_groups
+        given = None if matching is None else matching.views(groups, grads)
+        if given is None:
+            self._matching = matching = gradients.Matching(groups, grads)
+            given = matching.views(groups, grads) or []
+        return given
+
+    def _say_no_gradients(self) -> None:
+        """Warn, the first time, that a step has nothing to do."""
+        if not self._said_no_gradients:
+            self._said_no_gradients = True
+            param_groups.warn(
+                f"{type(self).__name__}.step: no parameter has a gradient, so nothing is updated. "
+                "Assign parameter.grad, or give them to the step: step(grads=...)"
+            )
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -347,14 +373,32 @@ class Optimizer:
                     f"optimizer's group: group {i} has {len(saved['params'])} parameters instead "
                     f"of {len(group['params'])}"
                 )
-            owner.update(zip(saved["params"], group["params"]))
+            owner.update(zip(saved["params"], self._as_saved(i, group, saved.get("param_names"))))
             functions = {name: group[name] for name in hyper.scheduled(self._hypers, group)}
             loaded = {**optional, **saved, **functions, "params": group["params"]}
             if "param_names" in group:
-                loaded.setdefault("param_names", group["param_names"])
+                loaded["param_names"] = group["param_names"]
             self._check_group(loaded)
             groups.append(loaded)
         return groups, owner
+
+    def _as_saved(self, i: int, group: dict[str, Any], saved: Any) -> list[Parameter]:
+        """The parameters of group `i` in the order in which their names were saved.
+
+        Raises ValueError if other names were.
+        """
+        parameters, own = group["params"], group.get("param_names")
+        if saved is None or own is None or list(saved) == list(own):
+            return parameters
+        places = dict(zip(own, parameters))
+        if len(places) != len(parameters) or sorted(saved) != sorted(own):
+            missing, other = sorted({*own} - {*saved}), sorted({*saved} - {*own})
+            raise ValueError(
+                f"group {i} of the loaded state dict names its parameters otherwise: it has no "
+                f"{missing}, but {other}. If these are the same parameters in the same order, delete "
+                "'param_names' from its groups first"
+            )
+        return [places[name] for name in saved]
 
     def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
         """Copies of one parameter's saved state, checked against what this optimizer keeps."""
@@ -484,7 +528,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._state_on(lambda parameter: "cpu")  # device arrays cannot be pickled
-        return {**self.__dict__, "_state": state, "_hooks": None}
+        return {**self.__dict__, "_state": state, "_hooks": None, "_matching": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -496,3 +540,7 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _members(group: dict[str, Any]) -> param_groups.Members:
+    return group["params"], param_groups.names(group, group["params"])

@@ -14,6 +14,7 @@ from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
 from . import arrays, param_groups
 from .gradient_optimizer import GradientOptimizer
+from .gradients import Views
 
 
 class PerTensor(GradientOptimizer):
@@ -51,18 +52,18 @@ class PerTensor(GradientOptimizer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define _update")
 
-    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        super()._check_gradient(group, parameter)
-        if parameter.device != "cpu":
-            raise ValueError(
-                f"{type(self).__name__} works on the CPU, but a parameter is on {parameter.device}: "
-                'move them with optimizer.to("cpu")'
-            )
-
-    def _apply(self, max_norm: float | None, inverse_scale: float | None) -> None:
+    def _apply(
+        self,
+        given: list[Views] | None,
+        max_norm: float | None,
+        clip_value: float | None,
+        inverse_scale: float | None,
+    ) -> None:
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
-        work = self._work()
+        work = self._work(given)
+        if not work and self._parameters():
+            self._say_no_gradients()
         factor = 1.0
         if max_norm is not None or inverse_scale is not None:
             factor = inverse_scale or 1.0
@@ -78,7 +79,7 @@ class PerTensor(GradientOptimizer):
             for name in each.counted:
                 each.state[name] += 1
             if each.parameter.size:
-                writes += self._writes(each, factor)
+                writes += self._writes(each, factor, clip_value)
             each.parameter.changed()
         prepared(
             [
@@ -88,17 +89,27 @@ class PerTensor(GradientOptimizer):
             ]
         )()
 
-    def _work(self) -> list[_Work]:
+    def _work(self, given: list[Views] | None) -> list[_Work]:
         """What there is to do for the parameters that have gradients, every array verified."""
         work: list[_Work] = []
         written: list[arrays.Used] = []
         others: list[arrays.Used] = []
-        members = [(group, p) for group in self.param_groups for p in group["params"]]
-        for number, (group, parameter) in enumerate(members):
-            title, shape = param_groups.label(number, parameter), parameter.shape
-            gradient = parameter._grad_view
+        members: list[tuple[dict[str, Any], Parameter, Any, str | None]] = []
+        for i, group in enumerate(self.param_groups):
+            parameters = list(group["params"])
+            param_groups.check_parameters(parameters)
+            views = [p._grad_view for p in parameters] if given is None else given[i]
+            called = param_groups.names(group, parameters)
+            members += [(group, *each) for each in zip(parameters, views, called)]
+        for number, (group, parameter, gradient, name) in enumerate(members):
+            title, shape = param_groups.label(number, name), parameter.shape
             if gradient is not None:
-                self._check_gradient(group, parameter)
+                self._check_gradient(group, gradient)
+                if parameter.device != "cpu":
+                    raise ValueError(
+                        f"{type(self).__name__} works on the CPU, but {title} is on "
+                        f'{parameter.device}: move them with optimizer.to("cpu")'
+                    )
                 others.append(arrays.Used(f"the gradient of {title}", gradient, shape))
             # A parameter without gradient stays as it is, as does its state: nothing may lie there.
             used = others if gradient is None else written
@@ -128,9 +139,14 @@ class PerTensor(GradientOptimizer):
             if name not in state:
                 state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
 
-    def _writes(self, work: _Work, factor: float) -> list[partial]:
+    def _writes(self, work: _Work, factor: float, clip_value: float | None) -> list[partial]:
         """The calls that write one parameter and its buffers."""
         array, gradient = work.parameter._view.view(np.ndarray), work.gradient.view(np.ndarray)
+        if clip_value is not None:
+            kind = arithmetic(array.dtype).type
+            with np.errstate(all="ignore"):
+                scaled = gradient.astype(kind) * kind(factor)
+                gradient, factor = np.clip(scaled, -kind(clip_value), kind(clip_value)), 1.0
         state = {
             name: value.view(np.ndarray) if buffers.is_array(value) else value
             for name, value in work.state.items()

@@ -21,6 +21,7 @@ from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
 from . import arrays, param_groups, precision
+from .gradients import Views
 from .state import State
 
 
@@ -78,8 +79,10 @@ class Plan:
         stream: on a GPU the stream to work on, or None.
         first: the number of the first parameter among all of the optimizer's.
         check_lr: raises unless the learning rate of a group like it is valid.
+        clips: whether an update clips the elements of gradients, to a value that `set_scalars` takes.
 
     Attributes:
+        called: what each parameter is called, or None.
         scheduled: the names of hyper-parameters that are functions of the step.
         arrays: what an update writes, and `whose` parameter and which of its buffers each of them is.
 
@@ -98,13 +101,15 @@ class Plan:
         stream: Any,
         first: int,
         check_lr: Callable[[dict[str, Any]], None],
+        clips: bool,
     ):
-        self.recipe, self.first, self.check_lr = recipe, first, check_lr
+        self.recipe, self.first, self.check_lr, self.clips = recipe, first, check_lr, clips
         self.settings = settings
         self.scheduled = hyper.scheduled(recipe.hypers, settings)
         self.written = recipe.written_for(settings)
         self.types = precision.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
+        self.called = param_groups.names(settings, self.parameters)
         self.buckets: list[Bucket] = []
         self.created: dict[Parameter, dict[str, Any]] = {}
         self.numbers: dict[Parameter, dict[str, Any]] = {}
@@ -128,6 +133,7 @@ class Plan:
                 self.written.count,
                 stream,
                 copy=key[0],
+                clips=clips,
                 keys=[first + row for row in rows] if self.types.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()
@@ -162,7 +168,7 @@ class Plan:
             if gradient is None:
                 continue
             parameter, view = self.parameters[row], self.views[row]
-            what = param_groups.label(self.first + row, parameter)
+            what = param_groups.label(self.first + row, self.called[row])
             arrays.writable(buffers.check(view, what), what)
             arrays.gradient(gradient, view, what)
             entries, numbers, begins = self._entries(parameter, view, what)
@@ -248,8 +254,11 @@ class Plan:
         """The settings after so many updates."""
         return hyper.at(self.recipe.hypers, self.settings, self.scheduled, step)
 
-    def set_scalars(self) -> None:
-        """Compute the numbers of the next update of each bucket, and hand them to its kernel."""
+    def set_scalars(self, clip_value: float | None = None) -> None:
+        """Compute the numbers of the next update of each bucket, and hand them to its kernel.
+
+        Those of a plan that `clips` end with the value to which it does.
+        """
         settings = self.settings  # what was checked, whoever edits the group meanwhile
         recipe, scalars = self.recipe, self.written.scalars
         scale = -1.0 if settings["maximize"] else 1.0
@@ -262,7 +271,10 @@ class Plan:
             if recipe.has_numbers:
                 named = recipe.named(settings, before, step)
                 after.update(recipe.next_carried(named))
-            bucket.launch.set_scalars(scale, scalars(settings, step, named, bucket.first), step)
+            values = scalars(settings, step, named, bucket.first)
+            if clip_value is not None:
+                values = (*values, clip_value)
+            bucket.launch.set_scalars(scale, values, step)
 
     @property
     def bounds(self) -> np.ndarray:
@@ -276,9 +288,9 @@ class Plan:
             for bucket in self.buckets:
                 bucket.launch.release_gradients()
 
-    def look_unguarded(self, parameters: int) -> int:
+    def look_unguarded(self, parameters: int, given: int) -> int:
         """As `look`, once it is known that no gradient shares memory with an array."""
-        return self._watch.compare_unguarded(parameters)
+        return self._watch.compare_unguarded(parameters, given)
 
     def guard(self, regions: Any) -> None:
         """Let `compare` find gradients that may share memory with what the step writes."""
@@ -326,6 +338,8 @@ class StepPlan:
     Args:
         plans: a plan for each group.
         before: the plans of the last step, if there are any.
+        given: for each group a list of the views of gradients, or None, in place of those that the
+            parameters hold. Default: None, there is none.
 
     Raises:
         TypeError, ValueError: a parameter is there twice, or arrays share memory of which the step
@@ -333,61 +347,81 @@ class StepPlan:
         ChangedMeanwhileError: the plans have to be made anew.
     """
 
-    def __init__(self, plans: list[Plan], before: StepPlan | None):
+    def __init__(
+        self, plans: list[Plan], before: StepPlan | None, given: list[Views] | None = None
+    ):
         self.plans = plans
         self.indirect = [plan for plan in plans if plan.indirect]
         self._new = True
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]
         if before is None or not _same(self._views, before._views):
-            param_groups.distinct([plan.parameters for plan in plans])
+            param_groups.distinct([(plan.parameters, plan.called) for plan in plans])
         self._arrays = [array for plan in plans for array in plan.arrays]
         self._whose = [whose for plan in plans for whose in plan.whose]
         regions = kernels.regions([plan.bounds for plan in plans])
         if regions.met:
             arrays.apart(self._arrays, self._whose)
-        for plan in plans:
+        for i, plan in enumerate(plans):
             plan.release()
             plan.guard(regions)
-            if not self.still_fits(plan, plan.parameters, plan.state):
+            views = None if given is None else given[i]
+            if not self.still_fits(plan, plan.parameters, plan.state, views):
                 raise ChangedMeanwhileError(
                     "parameters, gradients or state were changed by another thread, again and again, "
                     "while a step was being prepared: nothing has been updated"
                 )
 
-    def fits(self, groups: list[dict[str, Any]], state: State) -> bool:
+    def fits(
+        self,
+        groups: list[dict[str, Any]],
+        state: State,
+        given: list[Views] | None,
+        clips: bool,
+    ) -> bool:
         """Whether groups and state are as they were at the last step, but for other gradients."""
         if len(groups) != len(self.plans):
             return False
         edits = state._edits
-        for plan, group in zip(self.plans, groups):
-            if edits is not plan.count or edits.value != plan.edits:
+        views: Views | None = None
+        for i, (plan, group) in enumerate(zip(self.plans, groups)):
+            if edits is not plan.count or edits.value != plan.edits or clips is not plan.clips:
                 return False
             if not plan.has_settings_of(group):
                 return False
             parameters = group["params"]
-            found = plan.look(id(parameters))
-            if found and self._look_again(plan, parameters, found) == kernels.CHANGED:
+            if given is not None:
+                views = given[i]
+            found = plan.look(id(parameters), 0 if given is None else id(views))
+            if found and self._look_again(plan, parameters, views, found) == kernels.CHANGED:
                 return False
         return True
 
-    def still_fits(self, plan: Plan, parameters: list[Parameter], state: State) -> bool:
+    def still_fits(
+        self, plan: Plan, parameters: list[Parameter], state: State, given: Views | None = None
+    ) -> bool:
         """Whether a plan holds for these parameters, as they are now; takes in their gradients.
+
+        With `given`, the gradients are these, and not what parameters hold.
 
         Raises:
             ValueError: a gradient shares memory with what the step writes.
         """
         if state._edits is not plan.count or plan.count.value != plan.edits:
             return False
-        found = plan.look(id(parameters))
-        return not found or self._look_again(plan, parameters, found) != kernels.CHANGED
+        found = plan.look(id(parameters), 0 if given is None else id(given))
+        return not found or self._look_again(plan, parameters, given, found) != kernels.CHANGED
 
-    def _look_again(self, plan: Plan, parameters: list[Parameter], found: int) -> int:
+    def _look_again(
+        self, plan: Plan, parameters: list[Parameter], given: Views | None, found: int
+    ) -> int:
         if found == kernels.MAY_OVERLAP:
             plan.release()
-            gradients = [parameter._grad_view for parameter in parameters]
-            arrays.outside(gradients, plan.parameters, plan.first, self._arrays, self._whose)
-            found = plan.look_unguarded(id(parameters))
+            gradients = given
+            if gradients is None:
+                gradients = [parameter._grad_view for parameter in parameters]
+            arrays.outside(gradients, plan.called, plan.first, self._arrays, self._whose)
+            found = plan.look_unguarded(id(parameters), 0 if given is None else id(given))
         if found == kernels.CHANGED:
             plan.release()
         else:

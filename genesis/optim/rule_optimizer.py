@@ -13,9 +13,10 @@ from ..commit import commit
 from ..formulas import OfSettings, Recipe
 from ..hyper import REQUIRED
 from ..parameter import Parameter
-from ..sparse import SparseGrad
+from ..sparse import RowsView
 from . import param_groups, precision
 from .gradient_optimizer import GradientOptimizer
+from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
 
 ATTEMPTS = 10
@@ -85,8 +86,8 @@ class RuleOptimizer(GradientOptimizer):
         if self._check_settings is not None and "lr" in self._check_settings.names:
             self._check_settings(group)
 
-    def _check_gradient(self, group: dict[str, Any], parameter: Parameter) -> None:
-        is_sparse = isinstance(parameter.grad, SparseGrad)
+    def _check_gradient(self, group: dict[str, Any], view: np.ndarray) -> None:
+        is_sparse = isinstance(view, RowsView)
         if not is_sparse and not self._takes_dense:
             raise TypeError(
                 f"{type(self).__name__} does not support dense gradients, please consider Adam "
@@ -94,15 +95,21 @@ class RuleOptimizer(GradientOptimizer):
             )
         takes = self._takes_sparse
         if is_sparse and not (takes(group) if isinstance(takes, OfSettings) else takes):
-            super()._check_gradient(group, parameter)
+            super()._check_gradient(group, view)
 
     # ---- the step ----
 
-    def _apply(self, max_norm: float | None, inverse_scale: float | None) -> None:
+    def _apply(
+        self,
+        given: list[Views] | None,
+        max_norm: float | None,
+        clip_value: float | None,
+        inverse_scale: float | None,
+    ) -> None:
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
-        step = self._planned()
+        step = self._planned(given, clip_value is not None)
         for plan in step.plans:
-            plan.set_scalars()
+            plan.set_scalars(clip_value)
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
             self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
@@ -120,12 +127,12 @@ class RuleOptimizer(GradientOptimizer):
             plan.release()
         self._plans.append(step)
 
-    def _planned(self) -> StepPlan:
+    def _planned(self, given: list[Views] | None, clips: bool) -> StepPlan:
         """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
         kept = None
         try:
             kept = self._plans.pop()
-            if kept.fits(self.param_groups, self._state):
+            if kept.fits(self.param_groups, self._state, given, clips):
                 return kept
         except IndexError:  # the first step, or one that another thread is in the middle of
             pass
@@ -138,25 +145,36 @@ class RuleOptimizer(GradientOptimizer):
             plans: list[Plan] = []
             first = 0
             for i, group in enumerate(self.param_groups):
-                plans.append(self._plan(i, group, first, kept))
+                views = None if given is None else given[i]
+                plans.append(self._plan(i, group, first, kept, views, clips))
                 first += len(plans[-1].parameters)
             if kept is not None and plans == kept.plans:
                 return kept
+            if not any(plan.buckets for plan in plans) and first:
+                self._say_no_gradients()
             try:
-                return StepPlan(plans, kept)
+                return StepPlan(plans, kept, given)
             except ChangedMeanwhileError:
                 kept = None
                 attempts -= 1
                 if not attempts:
                     raise
 
-    def _plan(self, i: int, group: dict[str, Any], first: int, kept: StepPlan | None) -> Plan:
+    def _plan(
+        self,
+        i: int,
+        group: dict[str, Any],
+        first: int,
+        kept: StepPlan | None,
+        given: Views | None,
+        clips: bool,
+    ) -> Plan:
         """The plan of group `i`, the kept one if it still fits.
 
         `first` is the number of its first parameter among all of them.
         """
         plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
-        if plan is not None and plan.first != first:
+        if plan is not None and (plan.first != first or plan.clips is not clips):
             plan = None
         settings = None if plan is None else plan.settings
         if settings is None or not _same(settings, group):
@@ -167,20 +185,24 @@ class RuleOptimizer(GradientOptimizer):
         parameters = group["params"]
         if type(parameters) is not list:
             parameters = list(parameters)
-        if plan is None or not kept.still_fits(plan, parameters, self._state):  # type: ignore[union-attr]
-            plan = self._new_plan(settings, parameters, first)
+        if plan is None or not kept.still_fits(plan, parameters, self._state, given):  # type: ignore[union-attr]
+            plan = self._new_plan(settings, parameters, first, given, clips)
         plan.settings = settings
         return plan
 
-    def _new_plan(self, settings: dict[str, Any], parameters: list[Parameter], first: int) -> Plan:
-        try:
-            gradients = [parameter._grad_view for parameter in parameters]
-        except AttributeError:
-            param_groups.members(parameters)  # says what is no parameter
-            raise
-        for parameter, gradient in zip(parameters, gradients):
+    def _new_plan(
+        self,
+        settings: dict[str, Any],
+        parameters: list[Parameter],
+        first: int,
+        given: Views | None,
+        clips: bool,
+    ) -> Plan:
+        param_groups.check_parameters(parameters)
+        gradients = [parameter._grad_view for parameter in parameters] if given is None else given
+        for gradient in gradients:
             if gradient is not None:
-                self._check_gradient(settings, parameter)
+                self._check_gradient(settings, gradient)
         return Plan(
             parameters,
             gradients,
@@ -191,6 +213,7 @@ class RuleOptimizer(GradientOptimizer):
             self._stream,
             first,
             self._check_lr,
+            clips,
         )
 
     # ---- devices ----

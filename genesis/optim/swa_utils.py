@@ -65,7 +65,7 @@ class AveragedParameters:
     :math:`w = 1 - \text{decay}` an exponential average (EMA). All tensors of one type are one launch.
 
     Args:
-        params: an iterable of `Parameter`s, or of `(name, Parameter)` pairs.
+        params: a tree of arrays or `Parameter`s, or an iterable of `(name, Parameter)` pairs.
         weight_fn: a function from the number of updates so far to the weight of the newest
             parameters: `get_swa_weight_fn()` or `get_ema_weight_fn(decay)`. Default: None, the
             running mean.
@@ -187,7 +187,7 @@ class _Plan:
         whose = []
         members: dict[tuple, list[tuple]] = {}
         for i, (parameter, average) in enumerate(zip(params, averages)):
-            what = param_groups.label(i, parameter)
+            what = param_groups.label(i, parameter.name)
             view = buffers.check(parameter._view, f"the array of {what}")
             mean = arrays.buffer(buffers.given(average._view), "average", what, view)
             whose.append((what, "average"))
@@ -213,7 +213,7 @@ class _Plan:
         """Whether everything is as it was."""
         owners = [*params, *averages]
         self._watch.release()
-        return first == self._first and self._watch.compare(id(owners)) == 0
+        return first == self._first and self._watch.compare(id(owners), 0) == 0
 
     def actions(self, scalars: tuple[float, ...]) -> list[partial]:
         """The calls, for `commit`, that do the update."""

@@ -174,6 +174,7 @@ def bind(
     scalars: np.ndarray,
     *,
     copy: str | None = None,
+    clips: bool = False,
     moments: np.ndarray | None = None,
 ) -> Update:
     """See `target.Target`, as for the functions below."""
@@ -181,6 +182,8 @@ def bind(
         raise NotImplementedError(
             "stochastic_rounding works on the CPU only: use master_weights on a GPU"
         )
+    if clips:
+        rule = templates.rule_with_clip(rule)
     if copy:
         rule = templates.rule_with_copy(rule, copy, table.storages[-1])
     return Update(rule, on_device(table), scalars)

@@ -13,6 +13,7 @@ from numba.core import types
 
 from ... import cuda_driver
 from .. import reductions
+from ..clipping import clipped
 from ..compiling import Kept
 from ..copies import with_copy
 from ..specialise import anew, described, specialised
@@ -171,6 +172,12 @@ def copy_strided(geometry, numbers):
             source += position * geometry[2 + axes + axis]
             target += position * geometry[2 + 2 * axes + axis]
         write((target,), 0, read((source,), 0))
+
+
+@Kept
+def rule_with_clip(rule: Callable) -> Callable:
+    """A rule that clips elements of the gradient, see `clipping.clipped`."""
+    return clipped(rule, _device_rule)
 
 
 @Kept

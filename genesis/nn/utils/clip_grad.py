@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import buffers, checks, kernels
+from ... import buffers, checks, kernels, tree
 from ...commit import commit
 from ...kernels import overlaps, reductions, transforms
 from ...parameter import Parameter
@@ -25,8 +25,8 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
     too, where squares would overflow and torch gives inf.
 
     Args:
-        tensors: an array or a `SparseGrad`, or an iterable of them, of float types on any device. Of a
-            `SparseGrad` the sums of repeated rows count.
+        tensors: an array or a `SparseGrad`, or a tree or an iterable of them, of float types on any
+            device. Of a `SparseGrad` the sums of repeated rows count.
         norm_type: the exponent p; inf and -inf give the largest and smallest magnitude, 0 the number
             of arrays that are not all zeros (as in torch). Default: 2.0.
         error_if_nonfinite: raise if the norm is inf or NaN. Default: False.
@@ -70,7 +70,8 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -
     r"""Scale gradients in place by `max_norm / total_norm`, if that is less than 1.
 
     Args:
-        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
+            skipped, or a tree of gradients themselves.
         max_norm: the norm that the gradients may have at most, at least 0.
         total_norm: the norm that they have, from `get_total_norm`.
 
@@ -85,7 +86,7 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -
         >>> p.grad.round(3)
         array([0.6, 0.8])
     """
-    max_norm = checks.max_norm(max_norm)
+    max_norm = checks.limit("max_norm", max_norm)
     scale_gradients(parameters, reductions.clip_factor(max_norm, float(total_norm)))
 
 
@@ -98,7 +99,8 @@ def clip_grad_norm_(
     :math:`\min(1, \text{max\_norm} / (n + 10^{-6}))`.
 
     Args:
-        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
+            skipped, or a tree of gradients themselves.
         max_norm: the norm that the gradients may have at most, at least 0.
         norm_type: the exponent of the norm, also inf, -inf and 0 (see `get_total_norm`).
             Default: 2.0.
@@ -120,16 +122,18 @@ def clip_grad_norm_(
         5.0
         >>> p.grad.round(3)
         array([0.6, 0.8])
+        >>> grads = {"W": np.array([[3.0]]), "b": np.array([4.0])}
+        >>> genesis.nn.utils.clip_grad_norm_(grads, max_norm=1.0)
+        5.0
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks. ICML 2013,
         https://arxiv.org/abs/1211.5063
     """
-    max_norm = checks.max_norm(max_norm)
-    parameters = _listed(parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    total = get_total_norm(gradients, norm_type, error_if_nonfinite)
-    clip_grads_with_norm_(parameters, max_norm, total)
+    max_norm = checks.limit("max_norm", max_norm)
+    gradients = _gradients(parameters)
+    total = get_total_norm([each.array for each in gradients], norm_type, error_if_nonfinite)
+    _transform(gradients, transforms.scale, (reductions.clip_factor(max_norm, total),))
     return total
 
 
@@ -137,7 +141,8 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
     """Clip every element of gradients to [-clip_value, clip_value], in place.
 
     Args:
-        parameters: a `Parameter` or an iterable of them; those without a gradient are skipped.
+        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
+            skipped, or a tree of gradients themselves.
         clip_value: the largest magnitude, at least 0.
 
     Raises:
@@ -151,46 +156,85 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
         >>> p.grad
         array([ 1. , -0.5])
     """
-    clip_value = float(clip_value)
-    if not clip_value >= 0:
-        raise ValueError(f"clip_value must be at least 0, but got {clip_value}")
+    clip_value = checks.limit("clip_value", clip_value)
     clamp_gradients(parameters, -clip_value, clip_value)
 
 
 def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place."""
-    parameters = _listed(parameters)
-    if any(isinstance(p.grad, SparseGrad) for p in parameters):
+    gradients = _gradients(parameters)
+    if any(isinstance(each.array, SparseGrad) for each in gradients):
         raise TypeError(
             "a SparseGrad cannot be clipped by value, since repeated rows are yet to be summed: clip "
             "the norm, or assign grad.coalesced() and clip the array in its values"
         )
-    _transform(parameters, transforms.clamp, (lower, upper))
+    _transform(gradients, transforms.clamp, (lower, upper))
 
 
 def scale_gradients(parameters: Any, factor: float) -> None:
     """Multiply gradients by a factor, in place."""
-    _transform(parameters, transforms.scale, (factor,))
+    _transform(_gradients(parameters), transforms.scale, (factor,))
 
 
-def _listed(parameters: Any) -> list[Parameter]:
-    listed = [parameters] if isinstance(parameters, Parameter) else parameters
-    if buffers.is_array(listed) or not isinstance(listed, Iterable):
-        raise TypeError(
-            "parameters must be a Parameter or an iterable of them, but got "
-            f"{type(parameters).__name__}"
-        )
-    listed = list(listed)
-    for parameter in listed:
-        if not isinstance(parameter, Parameter):
-            raise TypeError(f"expected Parameters, but got {type(parameter).__name__}")
-    return listed
+class _Gradient(NamedTuple):
+    """A gradient, its view, and what messages call it."""
+
+    array: Any
+    view: np.ndarray
+    what: str
+
+
+def _gradients(parameters: Any) -> list[_Gradient]:
+    """The gradients of parameters, or those that a tree consists of.
+
+    Raises:
+        TypeError: there is something else in the tree.
+    """
+    if isinstance(parameters, Parameter):
+        parameters = [parameters]
+    elif _is_iterator(parameters):
+        parameters = list(parameters)
+    if isinstance(parameters, (list, tuple)) and all(type(p) is Parameter for p in parameters):
+        leaves = [(str(i), parameter) for i, parameter in enumerate(parameters)]
+    else:
+        leaves = tree.flatten_with_path(parameters)
+    found = []
+    for path, leaf in leaves:
+        if isinstance(leaf, Parameter):
+            if leaf._grad_view is not None:
+                what = (
+                    f"parameter {path}" if leaf.name is None else f"parameter {path} {leaf.name!r}"
+                )
+                found.append(_Gradient(leaf.grad, leaf._grad_view, what))
+        elif isinstance(leaf, SparseGrad):
+            found.append(_Gradient(leaf, leaf.values, repr(path)))
+        else:
+            what = f"the gradient {path!r}" if path else "the gradient"
+            if not buffers.is_arraylike(leaf):
+                raise TypeError(
+                    "parameters must be Parameters, or a tree of gradients, but "
+                    f"{repr(path) if path else 'it'} is a {type(leaf).__name__}"
+                )
+            found.append(_Gradient(leaf, buffers.readable(leaf, what), repr(path)))
+    return found
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether values come out of it, and it is no tree."""
+    is_leaf = tree.opened(value) is None and not buffers.is_arraylike(value)
+    return is_leaf and isinstance(value, Iterable) and not isinstance(value, (str, SparseGrad))
 
 
 def _batches_of(tensors: Any) -> list[kernels.Batch]:
-    if buffers.is_array(tensors) or isinstance(tensors, SparseGrad):
-        tensors = [tensors]
-    return _batches([buffers.check(_summed(tensor), "a tensor") for tensor in tensors])
+    if _is_iterator(tensors):
+        tensors = list(tensors)
+    views = []
+    for path, leaf in tree.flatten_with_path(tensors):
+        what = f"the tensor {path!r}" if path else "the tensor"
+        if isinstance(leaf, Parameter):
+            raise TypeError(f"{what} is a Parameter: give its data or its grad")
+        views.append(buffers.readable(_summed(leaf), what))
+    return _batches(views)
 
 
 def _summed(tensor: Any) -> Any:
@@ -205,37 +249,30 @@ def _checked_norm_type(norm_type: Any) -> float:
     return norm_type
 
 
-class _Gradient(NamedTuple):
-    """A gradient, and of which parameter it is."""
-
-    view: np.ndarray
-    number: int
-    name: str | None
-
-    def __str__(self) -> str:
-        return f"parameter {self.number}{'' if self.name is None else ' ' + repr(self.name)}"
-
-
-def _transform(parameters: Any, function: Any, scalars: Sequence[float]) -> None:
+def _transform(gradients: list[_Gradient], function: Callable, scalars: Sequence[float]) -> None:
     """Apply a transform to every gradient, once to one that several parameters share."""
-    gradients: dict[int, _Gradient] = {}
-    for i, parameter in enumerate(_listed(parameters)):
-        view = parameter._grad_view
-        if view is not None:
-            _check_writable(view, parameter.grad)
-            if view.size:
-                gradients.setdefault(id(parameter.grad), _Gradient(view, i, parameter.name))
-    found = list(gradients.values())
-    if not overlaps.apart([gradient.view for gradient in found]):
+    shared: dict[int, _Gradient] = {}
+    for each in gradients:
+        _check_writable(each)
+        if each.view.size:
+            shared.setdefault(id(each.array), each)
+    found = list(shared.values())
+    if not overlaps.apart([each.view for each in found]):
         found = _once(found)
-    batches = _batches([gradient.view for gradient in found])
+    batches = _batches([each.view for each in found])
     commit([action for batch in batches for action in batch.transforming(function, scalars)])
 
 
-def _check_writable(view: np.ndarray, gradient: Any) -> None:
+def _check_writable(gradient: _Gradient) -> None:
     """Raise ValueError if a gradient cannot be written, or may no longer be."""
-    buffers.check_writable(view, "a gradient")
-    if isinstance(gradient, SparseGrad) and not gradient.values.flags.writeable:
+    if not gradient.view.flags.writeable and not isinstance(gradient.array, SparseGrad):
+        raise ValueError(
+            f"the gradient of {gradient.what} is read-only, but clipping changes it in place: clip in "
+            "the step, which reads it only, optimizer.step(max_norm=...) or step(clip_value=...), or "
+            "give a copy"
+        )
+    buffers.check_writable(gradient.view, f"the gradient of {gradient.what}")
+    if isinstance(gradient.array, SparseGrad) and not gradient.array.values.flags.writeable:
         raise ValueError(
             "the array of values of a SparseGrad is read-only now, but clipping changes it in place: "
             "make it writable, or assign a SparseGrad of values.copy()"
@@ -254,9 +291,9 @@ def _once(gradients: list[_Gradient]) -> list[_Gradient]:
     pair = buffers.overlapping([gradient.view for gradient in once])
     if pair:
         raise ValueError(
-            f"the gradients of {once[pair[0]]} and {once[pair[1]]} share a part of their memory, so "
-            "that a change of one would change a part of the other: give each an array of its own, "
-            "or both the same"
+            f"the gradients of {once[pair[0]].what} and {once[pair[1]].what} share a part of their "
+            "memory, so that a change of one would change a part of the other: give each an array "
+            "of its own, or both the same"
         )
     return once
 

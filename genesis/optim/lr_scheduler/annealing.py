@@ -24,11 +24,11 @@ class CosineAnnealingLR(LRScheduler):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = CosineAnnealingLR(optimizer, T_max=4)
         >>> for epoch in range(5):
         ...     print(epoch, [round(lr, 3) for lr in scheduler.get_last_lr()])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.854]
@@ -78,11 +78,11 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=2, T_mult=2)
         >>> for epoch in range(5):
         ...     print(epoch, [round(lr, 3) for lr in scheduler.get_last_lr()])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]
@@ -160,11 +160,11 @@ class SWALR(LRScheduler):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = SWALR(optimizer, 0.5, anneal_epochs=2, anneal_strategy="linear")
         >>> for epoch in range(4):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.75]

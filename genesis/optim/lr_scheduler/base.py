@@ -69,11 +69,11 @@ class LRScheduler:
         >>> class Halving(genesis.optim.lr_scheduler.LRScheduler):
         ...     def get_lr(self):
         ...         return [lr * 0.5 ** self.last_epoch for lr in self.base_lrs]
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = Halving(optimizer)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]

@@ -118,12 +118,12 @@ class ChainedScheduler(CompositeLR):
     Example:
         >>> import numpy as np, genesis
         >>> from genesis.optim.lr_scheduler import ConstantLR, ExponentialLR
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> warmup = ConstantLR(optimizer, factor=0.5, total_iters=2)
         >>> scheduler = ChainedScheduler([warmup, ExponentialLR(optimizer, gamma=0.5)])
         >>> for epoch in range(4):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.5]
         1 [0.25]
@@ -178,13 +178,13 @@ class SequentialLR(CompositeLR):
     Example:
         >>> import numpy as np, genesis
         >>> from genesis.optim.lr_scheduler import ExponentialLR, LinearLR
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> warmup = LinearLR(optimizer, start_factor=0.5, total_iters=2)
         >>> decay = ExponentialLR(optimizer, gamma=0.5)
         >>> scheduler = SequentialLR(optimizer, [warmup, decay], milestones=[2])
         >>> for epoch in range(5):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.5]
         1 [0.75]

@@ -80,12 +80,12 @@ class CyclicLR(MomentumLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = CyclicLR(
         ...     optimizer, 1.0, 3.0, step_size_up=2, base_momentum=0.5, max_momentum=0.75)
         >>> for step in range(5):
         ...     print(step, scheduler.get_last_lr(), optimizer.param_groups[0]["momentum"])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0] 0.75
         1 [2.0] 0.625
@@ -223,11 +223,11 @@ class OneCycleLR(MomentumLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0, momentum=0.9)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0, momentum=0.9)
         >>> scheduler = OneCycleLR(optimizer, 1.0, total_steps=6, pct_start=0.5, div_factor=10)
         >>> for step in range(6):
         ...     print(step, [round(lr, 3) for lr in scheduler.get_last_lr()])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.1]
         1 [0.55]

@@ -59,11 +59,11 @@ class ExponentialLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = ExponentialLR(optimizer, gamma=0.5)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]
@@ -89,11 +89,11 @@ class StepLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = StepLR(optimizer, step_size=2, gamma=0.5)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [1.0]
@@ -125,11 +125,11 @@ class MultiStepLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = MultiStepLR(optimizer, [1, 3], gamma=0.5)
         >>> for epoch in range(4):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]
@@ -179,11 +179,11 @@ class ConstantLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = ConstantLR(optimizer, 0.5, total_iters=2)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.5]
         1 [0.5]
@@ -226,11 +226,11 @@ class LinearLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = LinearLR(optimizer, 0.5, total_iters=2)
         >>> for epoch in range(4):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.5]
         1 [0.75]
@@ -272,11 +272,11 @@ class PolynomialLR(FactorLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = PolynomialLR(optimizer, 2, power=2)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.25]

@@ -95,11 +95,11 @@ class LambdaLR(FunctionLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = LambdaLR(optimizer, lambda t: 1 / (1 + t))
         >>> for epoch in range(3):
         ...     print(epoch, [round(lr, 3) for lr in scheduler.get_last_lr()])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]
@@ -129,11 +129,11 @@ class MultiplicativeLR(FunctionLR):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = MultiplicativeLR(optimizer, lambda t: 0.5)
         >>> for epoch in range(3):
         ...     print(epoch, scheduler.get_last_lr())
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [1.0]
         1 [0.5]
@@ -177,11 +177,11 @@ def get_cosine_schedule_with_warmup(
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = get_cosine_schedule_with_warmup(optimizer, 2, 6)
         >>> for step in range(4):
         ...     print(step, [round(lr, 3) for lr in scheduler.get_last_lr()])
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step()
         0 [0.0]
         1 [0.5]

@@ -40,10 +40,10 @@ class ReduceLROnPlateau(LRScheduler):
 
     Example:
         >>> import numpy as np, genesis
-        >>> optimizer = genesis.optim.SGD([genesis.Parameter(np.ones(2))], lr=1.0)
+        >>> optimizer = genesis.optim.SGD([np.ones(2)], lr=1.0)
         >>> scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
         >>> for epoch, loss in enumerate([2.0, 1.0, 1.0, 1.0]):
-        ...     optimizer.step().clear_grad()
+        ...     _ = optimizer.step(grads=[np.ones(2)])
         ...     scheduler.step(loss)
         ...     print(epoch, scheduler.get_last_lr())
         0 [1.0]
