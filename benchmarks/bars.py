@@ -175,6 +175,20 @@ def _bars() -> list[Bar]:
     rows = _ratio("sparse/1Mx64", "genesis", ours="genesis, 100,000 rows")
     found.append(Bar(5, claim, rows, 1.5, False))
 
+    train, what = "train/mlp", "64-128-64-10 network, an iteration: beside"
+    claim = f"{what} torch eager's fastest path"
+    at_least(12, claim, _ratio(train, "torch eager", "torch eager, fused"), 4.0)
+    at_least(12, f"{what} jitted JAX and optax", _ratio(train, "JAX and optax, jitted"), 1.0)
+    claim = "1000 tensors of 10, step(grads=tree), fresh: beside torch fused, assigned"
+    at_least(12, claim, _ratio("given/1000x10", "torch fused, assigned"), 15)
+    for work, what, bound in (("1000x10", "a dict", 0.3), ("nested", "500 dicts", 0.5)):
+        more = _median(f"given/{work}", scale=1e3, less="genesis, steady")
+        claim = f"step(grads=tree) with 1000 fresh arrays in {what}, an array over the steady step"
+        found.append(Bar(12, claim, more, bound, False, "us"))
+    more = _median("given/1x1000", scale=1e6, less="genesis, assigned")
+    claim = "step(grads=tree) with one array of 1000, over p.grad = g; step()"
+    found.append(Bar(12, claim, more, 1.0, False, "us"))
+
     half = "bfloat16/resnet50"
     ratio = _ratio(half, "genesis", ours="genesis, all bfloat16")
     at_least(6, "AdamW all in bfloat16: beside float32", ratio, 1.5)

@@ -42,12 +42,12 @@ def alternate(
     gc.disable()
     try:
         for name in names:
-            _turn(contenders[name], before.get(name))
+            turn(contenders[name], before.get(name))
         end = time.perf_counter() + seconds
         rounds = 0
         while rounds < least or (rounds < most and time.perf_counter() < end):
             for name in names:
-                found[name] += _turn(contenders[name], before.get(name))
+                found[name] += turn(contenders[name], before.get(name))
             names.append(names.pop(0))
             if rounds % 2:
                 names.reverse()
@@ -58,18 +58,22 @@ def alternate(
     return found
 
 
-def _turn(call: Call, before: Call | None) -> list[float]:
-    """The seconds of each timed call of one turn."""
+def turn(call: Call, before: Call | None = None, settling: float | None = None) -> list[float]:
+    """The seconds of each timed call of one turn, which takes `settling` seconds twice.
+
+    Default: None, `SETTLING`.
+    """
+    settling = SETTLING if settling is None else settling
     start = time.perf_counter()
     while True:
         if before is not None:
             before()
         call()
-        if time.perf_counter() - start > SETTLING:
+        if time.perf_counter() - start > settling:
             break
     found: list[float] = []
     start = time.perf_counter()
-    while not found or time.perf_counter() - start < SETTLING:
+    while not found or time.perf_counter() - start < settling:
         if before is not None:
             before()
         began = time.perf_counter()

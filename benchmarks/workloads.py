@@ -24,6 +24,7 @@ import numpy as np
 import peers
 import roofline
 import shapes
+import training
 from peers import Case, Genesis, Missing
 from timing import Call, Summary, alternate, alternate_measured, median
 
@@ -351,6 +352,115 @@ def _plain_sizes() -> list[Workload]:
     ]
 
 
+# ---- whole iterations of training ----
+
+
+def _training() -> Workload:
+    names = tuple(training.CONTENDERS)
+
+    def build(wanted: Sequence[str]) -> Contest:
+        worker = subprocess.Popen(
+            [sys.executable, str(HERE / "training.py"), *wanted],
+            env={**os.environ, **training.ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        asked, answers = worker.stdin, worker.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def seconds(name: str) -> float:
+            print(name, file=asked, flush=True)
+            return float(answers.readline())
+
+        def close() -> None:
+            asked.close()
+            worker.wait()
+            answers.close()
+
+        missing = json.loads(answers.readline())
+        ready = {name: partial(seconds, name) for name in wanted if name not in missing}
+        return Contest(ready, missing=missing, close=close)
+
+    title = "64-128-64-10 network, batch 32: an iteration with gradients, clipping and AdamW, one thread"
+    return Workload("train/mlp", title, names, build, seconds=15.0, quick=True, itself=True)
+
+
+# ---- gradients given to the step ----
+
+
+def _given(name: str, title: str, tensors: int, size: int, nested: bool = False) -> Workload:
+    names = ("genesis", "genesis, assigned", "genesis, steady", "torch fused, assigned")
+    keys = [f"p{i}" for i in range(tensors)]
+
+    def tree(leaves: Sequence[Any]) -> Any:
+        if nested:
+            return [{"W": w, "b": b} for w, b in zip(leaves[::2], leaves[1::2])]
+        return dict(zip(keys, leaves))
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        now: dict[str, Any] = {}
+
+        def arrays() -> list[np.ndarray]:
+            return [np.full(size, 0.01, np.float32) for _ in range(tensors)]
+
+        def fresh() -> None:
+            now["grads"] = arrays()
+            now["tree"] = tree(now["grads"])
+
+        fresh()
+        ours = [genesis.optim.AdamW(tree(arrays())) for _ in range(3)]
+        holders = ours[1].param_groups[0]["params"]
+
+        def assigned() -> None:
+            for param, grad in zip(holders, now["grads"]):
+                param.grad = grad
+            ours[1].step()
+
+        for param, grad in zip(ours[2].param_groups[0]["params"], arrays()):
+            param.grad = grad
+        contest.contenders = {
+            "genesis": lambda: ours[0].step(grads=now["tree"]),
+            "genesis, assigned": assigned,
+            "genesis, steady": ours[2].step,
+        }
+        contest.before = dict.fromkeys(names[:2], fresh)
+        try:
+            torch = peers.module("torch")
+            params = [torch.ones(size, requires_grad=True) for _ in range(tensors)]
+            theirs = torch.optim.AdamW(params, fused=True)
+
+            def fresh_tensors() -> None:
+                now["tensors"] = [torch.full((size,), 0.01) for _ in range(tensors)]
+
+            def torch_assigned() -> None:
+                for param, grad in zip(params, now["tensors"]):
+                    param.grad = grad
+                theirs.step()
+
+            contest.contenders[names[3]] = torch_assigned
+            contest.before[names[3]] = fresh_tensors
+        except Missing as missing:
+            contest.missing[names[3]] = str(missing)
+        for contender, call in contest.contenders.items():
+            contest.before.get(contender, fresh)()
+            call()
+        return contest
+
+    return Workload(name, title, names, build, seconds=6.0)
+
+
+def _given_gradients() -> list[Workload]:
+    what = "AdamW, step(grads=tree) with fresh arrays"
+    return [
+        _given("given/1000x10", f"1000 tensors of 10 in a dict: {what}", 1000, 10),
+        _given("given/nested", f"1000 tensors of 10 in 500 dicts: {what}", 1000, 10, nested=True),
+        _given("given/1x1000", f"one tensor of 1000: {what}", 1, 1000),
+    ]
+
+
 # ---- 16-bit storage ----
 
 
@@ -625,7 +735,8 @@ def _checkpoint(direction: str) -> Workload:
 
 
 def _all() -> dict[str, Workload]:
-    found = [*_steps(), *_catalogue(), *_plain_sizes(), _bfloat16(), _sparse()]
+    found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
+    found += [_bfloat16(), _sparse()]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
     found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
     by_name: dict[str, Workload] = {}
