@@ -175,6 +175,7 @@ def scale_gradients(parameters: Any, factor: float) -> None:
 
 def _listed(parameters: Any) -> list[Parameter]:
     listed = [parameters] if isinstance(parameters, Parameter) else parameters
+    _refuse_torchs(parameters)
     if buffers.is_array(listed) or not isinstance(listed, Iterable):
         raise TypeError(
             "parameters must be a Parameter or an iterable of them, but got "
@@ -183,8 +184,19 @@ def _listed(parameters: Any) -> list[Parameter]:
     listed = list(listed)
     for parameter in listed:
         if not isinstance(parameter, Parameter):
+            _refuse_torchs(parameter)
             raise TypeError(f"expected Parameters, but got {type(parameter).__name__}")
     return listed
+
+
+def _refuse_torchs(parameter: Any) -> None:
+    """Raise TypeError for a parameter or tensor of torch, where ours are expected."""
+    kind = type(parameter)
+    if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in kind.__mro__):
+        raise TypeError(
+            f"expected genesis.Parameters, but got torch's {kind.__name__}: clip torch's with the "
+            "function of the same name in torch.nn.utils"
+        )
 
 
 def _batches_of(tensors: Any) -> list[kernels.Batch]:
