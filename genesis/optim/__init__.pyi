@@ -31,6 +31,9 @@ class ASGD(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGD(RuleOptimizer):
@@ -47,6 +50,9 @@ class SGD(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -62,6 +68,9 @@ class Adadelta(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class Adagrad(RuleOptimizer):
@@ -78,6 +87,9 @@ class Adagrad(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adam(RuleOptimizer):
@@ -94,6 +106,10 @@ class Adam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class AdamW(RuleOptimizer):
@@ -110,6 +126,10 @@ class AdamW(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adamax(RuleOptimizer):
@@ -125,6 +145,9 @@ class Adamax(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None: ...
 
 class NAdam(RuleOptimizer):
@@ -142,6 +165,9 @@ class NAdam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class RAdam(RuleOptimizer):
@@ -158,6 +184,9 @@ class RAdam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class RMSprop(RuleOptimizer):
@@ -175,6 +204,9 @@ class RMSprop(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None: ...
 
 class Rprop(RuleOptimizer):
@@ -189,6 +221,9 @@ class Rprop(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None: ...
 
 class SparseAdam(RuleOptimizer):

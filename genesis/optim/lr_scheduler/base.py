@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from ...checks import integer, number
+from .. import shown
+from ..group import put
 from ..optimizer import Optimizer
 
 EPOCH_DEPRECATION_WARNING = (
@@ -212,13 +214,25 @@ class LRScheduler:
                     f"{type(self).__name__} has {len(lrs)} learning rates for "
                     f"{len(groups)} parameter groups"
                 )
+            try:
+                self._check_new(groups, lrs)
+            except (TypeError, ValueError) as error:
+                where = f"(from {type(self).__name__} at epoch {self.last_epoch})"
+                raise type(error)(f"{error} {where}") from None
         except BaseException:
             self.last_epoch = before
             self._step_count -= counted
             raise
         for group, lr in zip(groups, lrs):
-            group["lr"] = lr
+            put(group, "lr", lr)
         self._last_lr = lrs
+
+    def _check_new(self, groups: list[dict[str, Any]], lrs: list[float]) -> None:
+        """Raise ValueError if what is about to be written is impossible for a group's optimizer."""
+        declared = self.optimizer._hypers.get("lr")
+        if declared is not None:
+            for lr in lrs:
+                declared.check("lr", lr)
 
     def _lrs_at(self, epoch: Any) -> list[float]:
         """What a subclass gives for `last_epoch`: its `get_lr()`, or at an epoch its closed form."""
@@ -267,6 +281,19 @@ class LRScheduler:
 
     def _leaves(self) -> Iterator[LRScheduler]:
         yield self
+
+    # ---- for people ----
+
+    __repr__ = shown.never_failing(shown.scheduler)
+
+    def _argument(self, name: str) -> Any:
+        """What the constructor was given as `name`; an error if that is not kept."""
+        kept, places = vars(self), (name, f"_{name}", f"{name}s", self._per_group.get(name))
+        found: Any = [kept[place] for place in places if place in kept][:1]
+        found = found[0] if found else [group[name] for group in self.optimizer.param_groups]
+        if name in self._given_as_list and found.count(found[0]) == len(found):
+            return found[0]
+        return found
 
     # ---- arguments with one value for each group ----
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ...checks import choice, function, integer, number
+from ..group import put
 from ..optimizer import Optimizer
 from ..schedules import anneal, cycle_scale, triangle
 from .base import NOISE, LRScheduler, documented, is_optimizer
@@ -42,15 +43,24 @@ class MomentumLR(LRScheduler):
             self._one_per_group("max_momentum", max_momentum),
         )
 
+    def _check_new(self, groups: list[dict[str, Any]], lrs: list[float]) -> None:
+        super()._check_new(groups, lrs)
+        for group, momentum in zip(groups, self._momenta):
+            self.optimizer._check_setting(*self._setting(group, momentum))
+
     def _advance(self, epoch: Any = None, counted: bool = True) -> None:
         super()._advance(epoch, counted)
         for group, momentum in zip(self.optimizer.param_groups, self._momenta):
-            if -NOISE <= momentum < 0:  # a rounding error
-                momentum = 0.0
-            if self.use_beta1:
-                group["betas"] = (momentum, *group["betas"][1:])
-            else:
-                group["momentum"] = momentum
+            name, value = self._setting(group, momentum)
+            put(group, name, value)
+
+    def _setting(self, group: dict[str, Any], momentum: float) -> tuple[str, Any]:
+        """The setting of a group, and its value, that a momentum makes."""
+        if -NOISE <= momentum < 0:  # a rounding error
+            momentum = 0.0
+        return (
+            ("betas", (momentum, *group["betas"][1:])) if self.use_beta1 else ("momentum", momentum)
+        )
 
 
 @documented()
@@ -147,6 +157,14 @@ class CyclicLR(MomentumLR):
         super().__init__(optimizer, last_epoch)
         # An "initial_lr" that another scheduler left is not where a cycle begins.
         self.base_lrs = base_lrs
+
+    def _argument(self, name: str) -> Any:
+        up = self.total_size * self.step_ratio
+        if name.startswith("step_size"):
+            return up if name == "step_size_up" else self.total_size - up
+        if name == "scale_fn":
+            return self._scale_fn_custom
+        return super()._argument(name)
 
     def scale_fn(self, x: float) -> float:
         """The scale of the cycle number or step `x`, whichever `scale_mode` says."""
