@@ -63,6 +63,10 @@ class Hyper:
         """Raise TypeError or ValueError unless `value` is possible."""
         raise NotImplementedError
 
+    def is_usual(self, value: Any) -> bool:
+        """Whether `check` need not be asked: a quick answer, False where there is none."""
+        return False
+
     def _refuse(self, error: type, name: str, value: Any) -> None:
         raise error(f"Invalid {name}: {value!r}, expected {self.range}")
 
@@ -135,7 +139,7 @@ class Number(Hyper):
             self.check_titled(self.title or f"{name} value", value)
 
     def is_usual(self, value: Any) -> bool:
-        """Whether there is no more to ask: nearly always so, and schedulers ask at each step."""
+        # Nearly always so, and schedulers ask at each step.
         low, high, _, _ = self.interval
         return type(value) is float and low < value < high and not self.whole
 

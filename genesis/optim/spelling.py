@@ -33,8 +33,9 @@ _SHORT = 3
 
 def hint(name: str, known: Iterable[str]) -> str:
     """What to add to a message about an argument that nobody knows: what it may have been."""
-    meant = _closest(name, known, SYNONYMS, _LIKELY)
-    return f": did you mean {meant!r}?" if meant else ""
+    means = _means(known, SYNONYMS)
+    found = get_close_matches(name.lower(), means, 1, _LIKELY)
+    return f": did you mean {means[found[0]]!r}?" if found else ""
 
 
 def check_key(name: Any, known: Iterable[str]) -> None:
@@ -46,15 +47,13 @@ def check_key(name: Any, known: Iterable[str]) -> None:
     if not isinstance(name, str) or name in known:
         return
     folded = name.lower()
-    synonyms = {synonym: SYNONYMS[synonym] for synonym in IN_GROUPS}
-    if folded in known:
-        meant: str | None = folded
-    elif folded not in synonyms and _holds_one_of((*known, *synonyms), folded):
+    means = _means(known, IN_GROUPS)
+    if folded not in means and any(f"_{other}_" in f"_{folded}_" for other in means):
         return
-    else:
-        long = [other for other in known if len(other) > _SHORT or other in synonyms.values()]
-        meant = _closest(folded, long, synonyms, _SURE)
-    if meant:
+    alike = [other for other in means if len(other) > _SHORT and _word_by_word(folded, other)]
+    found = [folded] if folded in means else get_close_matches(folded, alike, 1, _SURE)
+    if found:
+        meant = means[found[0]]
         raise ValueError(
             f"a param group has no setting {name!r}: did you mean {meant!r}? (A group may hold entries "
             "of your own, under names that are less alike.)"
@@ -69,24 +68,13 @@ def _word_by_word(name: str, other: str) -> bool:
     )
 
 
-def _holds_one_of(names: Iterable[str], name: str) -> bool:
-    """Whether a name holds one of others as whole words."""
-    return any(f"_{other}_" in f"_{name}_" for other in names)
-
-
-def _closest(
-    name: str, known: Iterable[str], synonyms: dict[str, str], cutoff: float
-) -> str | None:
-    """The known name that is most like another, if one is like enough."""
-    known = [*known]
-    means = {other: other for other in known}
-    for synonym, meant in synonyms.items():
-        if meant in means:
-            means.setdefault(synonym, meant)
-    name = name.lower()
-    alike = [other for other in means if _word_by_word(name, other)]
-    found = get_close_matches(name, alike, 1, cutoff)
-    return means[found[0]] if found else None
+def _means(known: Iterable[str], synonyms: Iterable[str]) -> dict[str, str]:
+    """The known names, and synonyms of these, and which known name each means."""
+    means = {name: name for name in known}
+    for synonym in synonyms:
+        if SYNONYMS[synonym] in means:
+            means.setdefault(synonym, SYNONYMS[synonym])
+    return means
 
 
 _Init = TypeVar("_Init", bound=Callable)

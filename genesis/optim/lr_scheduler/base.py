@@ -10,6 +10,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
+from ... import hyper
 from ...checks import integer, number
 from .. import shown
 from ..group import put
@@ -25,6 +26,9 @@ NOISE = 1e-12
 
 _FLAGS = ("_is_initial", "_get_lr_called_within_step")
 """What torch saves, but sets only during a step."""
+
+_RATE = hyper.rate()
+"""The usual learning rate, for optimizers that declare none."""
 
 Scheduler = TypeVar("Scheduler", bound=type)
 
@@ -204,21 +208,19 @@ class LRScheduler:
         self._step_count += counted
         try:
             lrs = self._next_lrs() if epoch is None and self._is_plain else self._lrs_at(epoch)
+            declared = self.optimizer._hypers.get("lr")
+            usual = (declared or _RATE).is_usual
             for lr in lrs:
                 # Nearly always so; else find out what is wrong with it, or mend it.
-                if type(lr) is not float or not 0.0 <= lr < math.inf:
+                if not usual(lr):
                     lrs = self._plain(lrs)
+                    self._check("lr", declared, lrs)
                     break
             if len(lrs) != len(groups):
                 raise ValueError(
                     f"{type(self).__name__} has {len(lrs)} learning rates for "
                     f"{len(groups)} parameter groups"
                 )
-            try:
-                self._check_new(groups, lrs)
-            except (TypeError, ValueError) as error:
-                where = f"(from {type(self).__name__} at epoch {self.last_epoch})"
-                raise type(error)(f"{error} {where}") from None
         except BaseException:
             self.last_epoch = before
             self._step_count -= counted
@@ -227,12 +229,16 @@ class LRScheduler:
             put(group, "lr", lr)
         self._last_lr = lrs
 
-    def _check_new(self, groups: list[dict[str, Any]], lrs: list[float]) -> None:
-        """Raise ValueError if what is about to be written is impossible for a group's optimizer."""
-        declared = self.optimizer._hypers.get("lr")
-        if declared is not None:
-            for lr in lrs:
-                declared.check("lr", lr)
+    def _check(self, name: str, declared: hyper.Hyper | None, values: list[Any]) -> None:
+        """Raise TypeError or ValueError if a value is impossible that is about to be written."""
+        if declared is None:
+            return
+        try:
+            for value in values:
+                declared.check(name, value)
+        except (TypeError, ValueError) as error:
+            where = f"(from {type(self).__name__} at epoch {self.last_epoch})"
+            raise type(error)(f"{error} {where}") from None
 
     def _lrs_at(self, epoch: Any) -> list[float]:
         """What a subclass gives for `last_epoch`: its `get_lr()`, or at an epoch its closed form."""
