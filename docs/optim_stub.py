@@ -53,7 +53,10 @@ def _class(name: str, kind: type[optim.RuleOptimizer]) -> str:
             keyword_only = True
             lines.append("        *,")
         hyper = declared.get(parameter.name)
-        annotation = "Iterable[Any]" if hyper is None else hyper.annotation
+        if parameter.name in kind._flags:
+            annotation = "bool | None" if parameter.default is None else "bool"
+        else:
+            annotation = "Iterable[Any]" if hyper is None else hyper.annotation
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         lines.append(f"        {parameter.name}: {annotation}{default},")
     return "\n".join([*lines, "    ) -> None: ...", ""])

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import buffers, tree
 from .nn.utils.clip_grad import norm_and_finite, scale_gradients
+from .optim import shown
 from .optim.optimizer import Optimizer
 from .regions import autocast, checked_type
 
@@ -283,6 +284,16 @@ class GradScaler:
     def is_enabled(self) -> bool:
         """Whether the scaler is enabled."""
         return self._enabled
+
+    def _described(self) -> str:
+        if not self._enabled:
+            return f"{type(self).__name__}(enabled=False)"
+        names = "growth_factor", "backoff_factor", "growth_interval"
+        called = shown.called(type(self), {name: getattr(self, f"_{name}") for name in names})
+        updates = shown.count(self._growth_tracker, "update")
+        return f"{called}: scale {self._scale}, {updates} since it changed"
+
+    __repr__ = shown.never_failing(_described)
 
     def state_dict(self) -> dict[str, Any]:
         """The scale and what it depends on, with torch's names; empty if not enabled."""

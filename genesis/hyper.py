@@ -63,6 +63,10 @@ class Hyper:
         """Raise TypeError or ValueError unless `value` is possible."""
         raise NotImplementedError
 
+    def is_usual(self, value: Any) -> bool:
+        """Whether `check` need not be asked: a quick answer, False where there is none."""
+        return False
+
     def _refuse(self, error: type, name: str, value: Any) -> None:
         raise error(f"Invalid {name}: {value!r}, expected {self.range}")
 
@@ -131,8 +135,13 @@ class Number(Hyper):
         return kind + " | None" * self.unset + " | Callable[[int], float]" * self.scheduled
 
     def check(self, name: str, value: Any) -> None:
-        if not (self.scheduled and is_function(value)):
+        if not (self.is_usual(value) or (self.scheduled and is_function(value))):
             self.check_titled(self.title or f"{name} value", value)
+
+    def is_usual(self, value: Any) -> bool:
+        # Nearly always so, and schedulers ask at each step.
+        low, high, _, _ = self.interval
+        return type(value) is float and low < value < high and not self.whole
 
     def check_titled(self, title: str, value: Any) -> None:
         """As `check`, with what messages call it."""
@@ -198,7 +207,8 @@ class Several(Hyper):
         if not isinstance(value, (tuple, list)) or len(value) != len(self.parts):
             self._refuse(ValueError, name, value)
         for i, (part, number) in enumerate(zip(self.parts, value)):
-            part.check_titled(f"{self.title or name} at index {i}", number)
+            if not part.is_usual(number):
+                part.check_titled(f"{self.title or name} at index {i}", number)
 
 
 # ---- ready-made ----

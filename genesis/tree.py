@@ -13,7 +13,7 @@ import builtins
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MappingView, Sequence
 from functools import partial
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -116,7 +116,7 @@ class Node(NamedTuple):
 def opened(tree: Any) -> Node | None:
     """The node that a tree is at its top; None for a leaf, and for None."""
     kind = type(tree)
-    if tree is None or kind is np.ndarray:
+    if tree is None or kind is np.ndarray or isinstance(tree, (Iterator, MappingView)):
         return None
     if kind in (list, tuple):
         return Node(range(len(tree)), tree, _itself, kind)

@@ -209,7 +209,7 @@ def test_refuses_impossible_hyper_parameters_as_the_constructor_does(name, value
         opt.step()
     with pytest.raises((ValueError, TypeError)) as at_once:
         Adam([a], **{name: value})
-    opt.param_groups[1][name] = value
+    opt.param_groups[1] = {**opt.param_groups[1], name: value}
     refused(opt.step, opt, str(at_once.value), errors=at_once.type)
 
 

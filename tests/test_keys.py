@@ -422,7 +422,8 @@ def test_a_read_only_installation_without_a_home(tmp_path):
     homeless = {"HOME": str(nowhere), "XDG_CACHE_HOME": str(nowhere), "TMPDIR": str(scratch)}
     for setting in ({}, {"NUMBA_CACHE_DIR": str(nowhere)}):
         found = session(code, PYTHONPATH=str(copy), cwd=str(copy), **homeless, **setting)
-        assert found.count("WARNING") == 1
+        assert found.count("WARNING:neither") == 1
+        assert found.count("WARNING") <= 2  # that it took long, perhaps
         assert "NUMBA_CACHE_DIR names a lasting place" in found
         count, folder = found.split()[-2:]
         assert int(count) >= 3

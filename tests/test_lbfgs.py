@@ -291,7 +291,7 @@ def test_refuses_steps_that_it_cannot_do_before_anything_is_written():
         run.opt.step(3.0)
     with pytest.raises(ValueError, match="does not take max_norm"):
         run.opt.step(run.closure, max_norm=1.0)
-    run.opt.param_groups[0]["lr"] = -1
+    run.opt.param_groups[0] = {**run.opt.param_groups[0], "lr": -1}
     with pytest.raises(ValueError, match="learning rate"):
         run.opt.step(run.closure)
     assert run.calls == 0

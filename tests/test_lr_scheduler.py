@@ -323,13 +323,17 @@ def test_a_rounding_error_below_zero_is_zero(case):
 
 
 def test_what_really_is_negative_is_not_hidden():
-    """The optimizer refuses it; a scheduler that turned it into 0 would hide a wrong schedule."""
+    """It is refused; a scheduler that turned it into 0 would hide a wrong schedule."""
     optimizer = optimizer_for(lrs=LRS[:1])
     scheduler = schedulers.LambdaLR(optimizer, lambda t: 1 - 1e-11 - t)
     optimizer.step()
-    scheduler.step()
-    assert scheduler.get_last_lr() == [LRS[0] * (1 - 1e-11 - 1)]
-    assert scheduler.get_last_lr()[0] < 0
+    before, lr = scheduler.state_dict(), optimizer.param_groups[0]["lr"]
+    with pytest.raises(
+        ValueError, match=r"Invalid learning rate: -.* \(from LambdaLR at epoch 1\)"
+    ):
+        scheduler.step()
+    assert scheduler.state_dict() == before
+    assert optimizer.param_groups[0]["lr"] == lr
 
 
 def test_noise_of_a_momentum_is_zero():

@@ -452,9 +452,9 @@ def test_zero_grad():
     assert p.grad is None
 
 
-def test_repr_is_torchs():
+def test_str_is_torchs():
     (p,) = parameters((3,))
-    assert repr(SGD([p], lr=0.1)) == (
+    assert str(SGD([p], lr=0.1)) == (
         "SGD (\nParameter Group 0\n    dampening: 0\n    lr: 0.1\n    maximize: False\n"
         "    momentum: 0\n    nesterov: False\n    weight_decay: 0\n)"
     )
@@ -593,11 +593,11 @@ def test_refuses_before_anything_is_written():
         ("eps", np.ones(2), TypeError),
         ("lr", 1j, TypeError),
     ]:
-        kept = opt.param_groups[2][name]
-        opt.param_groups[2][name] = bad
+        kept = opt.param_groups[2]
+        opt.param_groups[2] = {**kept, name: bad}
         with pytest.raises(error, match=r"Invalid .* \(in param group 2\)"):
             opt.step()
-        opt.param_groups[2][name] = kept
+        opt.param_groups[2] = kept
         assert_same([x.data for x in (p, q, r)], before)
         assert_same_state(opt.state_dict(), saved)
     opt.step()

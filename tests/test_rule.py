@@ -731,7 +731,10 @@ def test_what_is_out_of_range_is_refused(name, value, error, said, allowed):
         q.grad = on_device(np.ones(2))
     opt.step()
     before = opt.state_dict()["state"], p.numpy().copy()
-    opt.param_groups[1][name] = value
+    with pytest.raises(error) as raised:
+        opt.param_groups[1][name] = value
+    assert str(raised.value) == f"Invalid {said}, expected {allowed}"
+    opt.param_groups[1] = {**opt.param_groups[1], name: value}
     with pytest.raises(error) as raised:
         opt.step()
     message = f"Invalid {said}, expected {allowed} (in param group 1)"
@@ -750,7 +753,9 @@ def test_a_learning_rate_with_a_range_of_its_own_is_checked_in_groups():
     assert stepped(opt, p, [np.ones(1)])[0] == 0.5
     opt.param_groups[0]["lr"] = -1.0
     assert stepped(opt, p, [np.ones(1)])[0] == 1.5
-    opt.param_groups[0]["lr"] = 2.0
+    with pytest.raises(ValueError, match=r"Invalid lr value: 2.0, .*\[-1, 1\]"):
+        opt.param_groups[0]["lr"] = 2.0
+    opt.param_groups[0] = {**opt.param_groups[0], "lr": 2.0}
     with pytest.raises(
         ValueError, match=r"Invalid lr value: 2.0, .*\[-1, 1\] \(in param group 0\)"
     ):

@@ -436,7 +436,8 @@ class Attack:
             return
         names = [name for name in HYPER if name in group]
         name = names[which % len(names)]
-        group[name] = HYPER[name][value % len(HYPER[name])]
+        # Past the group's own check: it is the step that is under test here.
+        dict.__setitem__(group, name, HYPER[name][value % len(HYPER[name])])
         self.world.note_groups()
 
     # ---- state ----

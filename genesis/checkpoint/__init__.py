@@ -23,7 +23,7 @@ import contextlib
 import contextvars
 import json
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import regions
 from . import atomic_file, codec, file_format
@@ -84,8 +84,9 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         >>> load(path)
         {'weights': [array([0., 1., 2.])], 'betas': (0.9, 0.999), 7: None}
     """
+    name = _path(path, "save(obj, path)", swapped=_is_path(obj))
     # In a context of its own: an exception from a signal handler cannot leave the caller's changed.
-    contextvars.copy_context().run(_save, obj, os.fsdecode(path))
+    contextvars.copy_context().run(_save, obj, name)
 
 
 def _save(obj: Any, path: str) -> None:
@@ -127,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         >>> load(path)
         {'epoch': 3, 'best': inf}
     """
-    path = os.fsdecode(path)
+    path = _path(path, "load(path)")
     try:
         with atomic_file.open_to_read(path) as file:
             structure, arrays = file_format.read(file)
@@ -140,7 +141,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"cannot load {path!r}: {error}") from error
 
 
-def save_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> None:
+def save_checkpoint(path: str | os.PathLike[str], /, *unnamed: NoReturn, **objects: Any) -> None:
     """Save named objects to one file: an optimizer, its scheduler, arrays, counters.
 
     An object that has a `state_dict` method is saved through it, anything else as it is.
@@ -161,13 +162,16 @@ def save_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> None:
         >>> load_checkpoint(path)
         {'model': {'weight': array([1., 1.])}, 'epoch': 3}
     """
+    _named(path, unnamed, "save_checkpoint(path, name=object, ...)")
     states = {}
     for name, value in objects.items():
         states[name] = value.state_dict() if codec.has_method(value, "state_dict") else value
     save(states, path)
 
 
-def load_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | os.PathLike[str], /, *unnamed: NoReturn, **objects: Any
+) -> dict[str, Any]:
     """Load what `save_checkpoint` has written, and restore the objects given by name.
 
     Each given object's `load_state_dict` receives the value saved under its name. Names and methods
@@ -206,6 +210,7 @@ def load_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> dict[str
         >>> restored.count
         5
     """
+    _named(path, unnamed, "load_checkpoint(path, name=object, ...)")
     for name, value in objects.items():
         if not codec.has_method(value, "load_state_dict"):
             raise TypeError(
@@ -237,6 +242,29 @@ def load_checkpoint(path: str | os.PathLike[str], /, **objects: Any) -> dict[str
                 value.load_state_dict(state)
         raise
     return states
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, bytes, os.PathLike))
+
+
+def _path(path: Any, call: str, *, swapped: bool = False) -> str:
+    """A path as a string; the error for anything else says how the function is called."""
+    if not _is_path(path):
+        raise TypeError(
+            f"path must be a string or a path, but got {codec.a(path)}: the call is {call}"
+            + ", and these arguments are the other way round" * swapped
+        )
+    return os.fsdecode(path)
+
+
+def _named(path: Any, unnamed: tuple, call: str) -> None:
+    """Raise TypeError unless the path comes first and all objects have names."""
+    _path(path, call, swapped=any(map(_is_path, unnamed)))
+    if unnamed:
+        raise TypeError(
+            f"each object needs a name, but {codec.a(unnamed[0])} has none: the call is {call}"
+        )
 
 
 def _quoted(names: Any) -> str:

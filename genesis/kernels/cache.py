@@ -41,6 +41,7 @@ class _KernelFile:
 
     def __init__(self, folder: str, name: str, sources: str, dumps: Any):
         self._folder, self._name, self._sources, self._dumps = Path(folder), name, sources, dumps
+        self.saved = False  # by this process
 
     def _path(self, key: Any) -> Path:
         # The signature and the processor; Numba's types and tuples have a readable, stable repr.
@@ -75,6 +76,7 @@ class _KernelFile:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        self.saved = True
         _prune_once(self._folder, self._sources)
 
     def flush(self) -> None:
@@ -142,6 +144,15 @@ def keep_code(dispatcher: Any, kind: type) -> None:
         dispatcher._cache = _verified(kind)(dispatcher.py_func)
     except (RuntimeError, OSError) as error:  # locators named by NUMBA_CACHE_LOCATOR_CLASSES
         _say_unsaved(str(error))
+
+
+def kept_in(dispatcher: Any) -> str | None:
+    """The folder in which code that a dispatcher has just made is kept for later runs, if it is."""
+    cache = dispatcher._cache
+    if not getattr(getattr(cache, "_cache_file", None), "saved", False):
+        return None
+    folder = cache._cache_path
+    return None if isinstance(cache._impl.locator, _TemporaryLocator) else folder
 
 
 def keeps_code() -> bool:

@@ -20,7 +20,7 @@ from .clipping import clipped
 from .compiling import Kept
 from .copies import with_copy
 from .memory import counted, fetch_add, prefetch, put_float, word
-from .specialise import anew, compile_function, described, specialised
+from .specialise import anew, compile_function, described, specialised, title
 
 if TYPE_CHECKING:
     from .table import Table
@@ -342,4 +342,5 @@ def _compiled(
     name = f"{coming.__name__}_{name}"
     names["announce_chunk"] = numba.njit(**options, **INNER)(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
-    return compile_function(function, types.int64(types.int64, types.boolean))
+    signature = types.int64(types.int64, types.boolean)
+    return compile_function(function, signature, what=title(rule, storages))

@@ -286,7 +286,8 @@ def shapes(objects, found, places, first):
 def _compiled(function: Any, *arguments: Any) -> Any:
     _probe()
     template = specialised(function, function.__name__, {})
-    return compile_function(template, types.int64(*arguments), nogil=False)
+    what = f"{function.__name__} of every step"
+    return compile_function(template, types.int64(*arguments), nogil=False, what=what)
 
 
 _NUMBER = types.int64

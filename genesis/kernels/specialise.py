@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata, resources
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -33,6 +33,7 @@ from .digest import (
     is_overloaded,
     names_in,
 )
+from .waiting import timed
 
 logger = logging.getLogger("genesis")
 
@@ -204,27 +205,45 @@ def announce() -> None:
 
 
 class _Announcer(event.Listener):
+    has_compiled = False
+
     def on_start(self, _) -> None:
+        self.has_compiled = True
         announce()
 
     def on_end(self, _) -> None:
         pass
 
 
-def compile_function(function: Callable, signature: Any, nogil: bool = True) -> Callable:
+def compile_function(
+    function: Callable, signature: Any, nogil: bool = True, what: str | None = None
+) -> Callable:
     """A function's machine code for this processor and one signature, from the disk if it is there.
 
     Args:
         function: what `specialised` has made.
         signature: what Numba's types of its arguments and of its result are.
         nogil: whether other threads of Python run while it does. Default: True.
+        what: what it is, for people. Default: None, the function's name says it.
     """
     options: Any = {"nogil": nogil, "error_model": "numpy", "no_cfunc_wrapper": True}
     dispatcher = numba.njit(**options)(function)
     keep_code(dispatcher, FunctionCache)
-    with event.install_listener("numba:compile", _Announcer()):
+    announcer = _Announcer()
+    with event.install_listener("numba:compile", announcer):
         # The entry point for this one signature: calling it spares the look at argument types.
-        return dispatcher.compile(signature)
+        return timed(
+            what or function.__name__,
+            dispatcher,
+            partial(dispatcher.compile, signature),
+            lambda: announcer.has_compiled,
+        )
+
+
+def title(rule: Callable, storages: tuple[str, ...]) -> str:
+    """What people call the kernel for a rule and the storage types of a table's columns."""
+    name = re.sub(r"_[0-9a-f]{16}$", "", rule.__name__)  # without a written formula's digest
+    return f"{name} for {', '.join(dict.fromkeys(storages))}"
 
 
 def described(rule: Callable, storages: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_p
 from .lbfgs import LBFGS as LBFGS
 from .muon import Muon as Muon
 from .optimizer import Optimizer as Optimizer
+from .param_groups import param_groups_layerwise_lr_decay as param_groups_layerwise_lr_decay
 from .param_groups import param_groups_weight_decay as param_groups_weight_decay
 from .rule_optimizer import RuleOptimizer as RuleOptimizer
 
@@ -31,6 +32,9 @@ class ASGD(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGD(RuleOptimizer):
@@ -47,6 +51,9 @@ class SGD(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -62,6 +69,9 @@ class Adadelta(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class Adagrad(RuleOptimizer):
@@ -78,6 +88,9 @@ class Adagrad(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adam(RuleOptimizer):
@@ -94,6 +107,10 @@ class Adam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class AdamW(RuleOptimizer):
@@ -110,6 +127,10 @@ class AdamW(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None: ...
 
 class Adamax(RuleOptimizer):
@@ -125,6 +146,9 @@ class Adamax(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None: ...
 
 class NAdam(RuleOptimizer):
@@ -142,6 +166,9 @@ class NAdam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class RAdam(RuleOptimizer):
@@ -158,6 +185,9 @@ class RAdam(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None: ...
 
 class RMSprop(RuleOptimizer):
@@ -175,6 +205,9 @@ class RMSprop(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None: ...
 
 class Rprop(RuleOptimizer):
@@ -189,6 +222,9 @@ class Rprop(RuleOptimizer):
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None: ...
 
 class SparseAdam(RuleOptimizer):

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import hyper
 from ..parameter import Parameter
+from . import spelling, torch_flags
 from .per_tensor import PerTensor, arithmetic, lerp
 
 BLOCK = 16384
@@ -51,6 +52,8 @@ class Adafactor(PerTensor):
             Default: 1.0.
         weight_decay: decoupled weight decay, at least 0. Default: 0.
         maximize: go up the gradient instead of down. Default: False.
+        foreach: torch's, which chooses among its implementations: accepted so that its code runs, and
+            ignored.
 
     Raises:
         TypeError: a hyper-parameter or `params` of a wrong type, or a sparse gradient.
@@ -88,6 +91,7 @@ class Adafactor(PerTensor):
     }
     _sometimes = ("row_var", "col_var", "variance")
 
+    @spelling.explained
     def __init__(
         self,
         params: Iterable,
@@ -98,7 +102,9 @@ class Adafactor(PerTensor):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
     ):
+        torch_flags.ignore(type(self).__name__, {} if foreach is None else {"foreach": foreach})
         defaults = {
             "lr": lr,
             "beta2_decay": beta2_decay,

@@ -14,7 +14,7 @@ from .. import buffers, hyper, kernels
 from ..commit import assign, commit, prepared
 from ..kernels import rules
 from ..parameter import Parameter
-from . import arrays, hooks, param_groups
+from . import arrays, hooks, param_groups, spelling
 from .gradients import Views, of_closure
 from .optimizer import Optimizer
 
@@ -115,6 +115,7 @@ class LBFGS(Optimizer):
         "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al",
     )  # fmt: skip
 
+    @spelling.explained
     def __init__(
         self,
         params: Iterable,
@@ -143,6 +144,11 @@ class LBFGS(Optimizer):
         if others:
             raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
         return super()._new_group(param_group, others)
+
+    def _usual(self, name: str, default: Any) -> Any:
+        if name != "max_eval":
+            return default
+        return max(1, self.param_groups[0]["max_iter"] * 5 // 4)
 
     # ---- the step ----
 

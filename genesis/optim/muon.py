@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import hyper
+from . import spelling
 from .per_tensor import PerTensor, arithmetic, lerp
 
 
@@ -88,6 +89,7 @@ class Muon(PerTensor):
         "adjust_lr_fn": hyper.word(("original", "match_rms_adamw")),
     }
 
+    @spelling.explained
     def __init__(
         self,
         params: Iterable,

@@ -16,7 +16,8 @@ from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
 from ..sparse import RowsView, SparseGrad
-from . import gradients, hooks, param_groups, precision
+from . import gradients, hooks, param_groups, precision, shown, spelling
+from .group import Group, Misplaced, misplace
 from .state import State
 
 _set_gradient = vars(Parameter)["_grad_view"].__set__
@@ -37,7 +38,8 @@ class Optimizer:
 
     Attributes:
         param_groups: a list of dicts, one a group: "params" and every hyper-parameter. All of it may be
-            edited between steps, and the next step does what it then says.
+            edited between steps, and the next step does what it then says. Impossible values are
+            refused as they are set, see `group.Group`.
         state: a mapping from each parameter to a mapping of its state buffers and numbers.
         defaults: as given.
 
@@ -62,6 +64,10 @@ class Optimizer:
     step_skipped = False
     """Whether the last step did nothing, since a loss scaler found inf or NaN."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        misplace(cls)
+
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         self.defaults = defaults
         self._state = State()
@@ -83,16 +89,29 @@ class Optimizer:
                 if name not in group:
                     raise ValueError(f"Invalid group: it has no {name!r}, set group[{name!r}]")
                 declared.check(name, group[name])
-            for name, declared in precision.HYPERS.items():
-                if name in group and name in self._options:
-                    declared.check(name, group[name])
-                elif group.get(name):
-                    raise TypeError(f"{type(self).__name__} does not support {name}")
+            for name in precision.HYPERS:
+                if name in group:
+                    self._check_setting(name, group[name])
             self._check(group)
         except (TypeError, ValueError) as error:
             if number is None:
                 raise
             raise type(error)(f"{error} (in param group {number})") from None
+
+    @classmethod
+    def _check_setting(cls, name: Any, value: Any) -> None:
+        """Raise TypeError or ValueError if a group's setting is impossible by itself."""
+        declared = cls._hypers.get(name) or cls._options.get(name)
+        if declared is not None:
+            declared.check(name, value)
+        elif name in precision.HYPERS and value:
+            raise TypeError(f"{cls.__name__} does not support {name}")
+
+    @classmethod
+    def _check_key(cls, name: Any) -> None:
+        """Raise ValueError if a group's key is the name of a setting, misspelt."""
+        if name != "params" and name != "param_names":
+            spelling.check_key(name, {**cls._hypers, **cls._options})
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError if settings, each possible by itself, are not together."""
@@ -232,8 +251,10 @@ class Optimizer:
             raise TypeError(f"param_group must be a dict, but got {type(param_group).__name__}")
         if "params" not in param_group:
             raise ValueError(f"param_group must have 'params', but has {sorted(param_group)}")
+        for key in param_group.keys() - self.defaults.keys():
+            self._check_key(key)
         parameters, names = param_groups.members(param_group["params"])
-        group = {**self.defaults, **param_group, "params": parameters}
+        group = Group(type(self), {**self.defaults, **param_group, "params": parameters})
         if names is not None:
             group["param_names"] = names
         if others and ("param_names" in others[0]) != ("param_names" in group):
@@ -357,7 +378,7 @@ class Optimizer:
                 "loaded state dict has a different number of parameter groups: "
                 f"{len(saved_groups)} instead of {len(self.param_groups)}"
             )
-        groups = []
+        groups: list[dict] = []
         owner: dict[Any, Parameter] = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
             optional = {name: group[name] for name in self._options if name in group}
@@ -379,7 +400,7 @@ class Optimizer:
             if "param_names" in group:
                 loaded["param_names"] = group["param_names"]
             self._check_group(loaded)
-            groups.append(loaded)
+            groups.append(Group(type(self), loaded))
         return groups, owner
 
     def _as_saved(self, i: int, group: dict[str, Any], saved: Any) -> list[Parameter]:
@@ -534,12 +555,17 @@ class Optimizer:
         self.__dict__.update(state)
         self._state = State(self._state_on(lambda parameter: parameter.device))
 
-    def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
-        return "\n".join([*lines, ")"])
+    def __dir__(self) -> list[str]:
+        members = {name: value for base in type(self).__mro__ for name, value in vars(base).items()}
+        misplaced = {name for name, value in members.items() if isinstance(value, Misplaced)}
+        return sorted({*super().__dir__()} - misplaced)
+
+    def _usual(self, name: str, default: Any) -> Any:
+        """The value of a hyper-parameter of which `repr` need say nothing."""
+        return default
+
+    __repr__ = shown.never_failing(shown.optimizer)
+    __str__ = shown.never_failing(shown.groups)
 
 
 def _members(group: dict[str, Any]) -> param_groups.Members:

@@ -152,8 +152,7 @@ def _group(pairs: list[tuple[str, Any]], **settings: Any) -> dict[str, Any]:
 
 def _with_names(params: Any, *, as_written: bool = False) -> list[tuple[str, Any]]:
     """The parameters and their names; TypeError if they have none."""
-    if tree.opened(params) is None and isinstance(params, Iterable):
-        params = list(params)
+    params = _listed(params)
     is_list = isinstance(params, (list, tuple)) and not hasattr(params, "_fields")
     pairs = []
     if tree.opened(params) is not None:
@@ -312,10 +311,15 @@ def _say_duplicates(there_are: bool) -> None:
         warn("optimizer contains a parameter group with duplicate parameters; each is kept once")
 
 
+def _listed(params: Any) -> Any:
+    """What an iterator gives, as a list; all else as it is."""
+    is_tree = tree.opened(params) is not None or buffers.is_arraylike(params)
+    return list(params) if isinstance(params, Iterable) and not is_tree else params
+
+
 def named(params: Any) -> list[tuple[str, Any]]:
     """The parameters of a tree, or of (name, Parameter) pairs or (name, tree), with their names."""
-    if tree.opened(params) is None and isinstance(params, Iterable):
-        params = list(params)
+    params = _listed(params)
     if not _are_pairs(params):
         return tree.flatten_with_path(params)
     return [

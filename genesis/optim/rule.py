@@ -12,7 +12,7 @@ from typing import Any
 from .. import hyper
 from ..formulas import Formula, Numbers, OfSettings, Part, Recipe, Transform, composed
 from ..hyper import REQUIRED
-from . import precision
+from . import precision, torch_flags
 from .rule_optimizer import RuleOptimizer
 
 
@@ -147,26 +147,30 @@ def _made(
     needs = [set(written.states) for written in recipe.written.values()]
     needed, ever = set.intersection(*needs), set.union(*needs)
     positional = _positional(recipe)
+    flags = torch_flags.of(recipe.name, module)
     body = {
         "__module__": module,
         "__qualname__": qualname,
-        "__signature__": _signature(recipe, positional),
+        "__signature__": _signature(recipe, positional, flags),
         "_recipe": recipe,
         "_positional": positional,
         "_hypers": {**recipe.hypers, "maximize": _MAXIMIZE},
+        "_flags": flags,
         "_always": tuple(name for name in recipe.states if name in needed),
         "_sometimes": tuple(name for name in recipe.states if name in ever - needed),
         "_numbers": ("step", *recipe.carried),
         **(further or {}),
     }
-    body["__doc__"] = _documented(recipe, doc, body["_numbers"])
+    body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)
     return type(recipe.name, (RuleOptimizer,), body)
 
 
 _MAXIMIZE = hyper.flag(False, "go up the gradient instead of down")
 
 
-def _signature(recipe: Recipe, positional: tuple[str, ...]) -> inspect.Signature:
+def _signature(
+    recipe: Recipe, positional: tuple[str, ...], flags: tuple[str, ...]
+) -> inspect.Signature:
     def parameter(name: str, default: Any) -> inspect.Parameter:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         return inspect.Parameter(
@@ -176,10 +180,12 @@ def _signature(recipe: Recipe, positional: tuple[str, ...]) -> inspect.Signature
         )
 
     declared = {**recipe.hypers, "maximize": _MAXIMIZE, **precision.HYPERS}
+    defaults = {name: hyper.default for name, hyper in declared.items()}
+    defaults.update((name, torch_flags.DEFAULTS[name]) for name in flags)
     return inspect.Signature(
         [
             inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-            *(parameter(name, hyper.default) for name, hyper in declared.items()),
+            *(parameter(name, default) for name, default in defaults.items()),
         ]
     )
 
@@ -205,11 +211,16 @@ _OPTIONS = (
     "master_weights, state_dtype, stochastic_rounding: how state is kept and rounded, see "
     "`genesis.optim.precision.Options`."
 )
+_FLAGS = (
+    "torch's, which choose among its implementations: accepted so that its code runs, and ignored."
+)
 _RAISES = "Raises:\n    TypeError, ValueError: a hyper-parameter or `params` that is not as above."
 _SECTIONS = re.compile(r"^(Raises:|State of a parameter|Example:|References:)", re.MULTILINE)
 
 
-def _documented(recipe: Recipe, doc: str | None, numbers: tuple[str, ...]) -> str:
+def _documented(
+    recipe: Recipe, doc: str | None, numbers: tuple[str, ...], flags: tuple[str, ...]
+) -> str:
     """The docstring, with what is known of arguments, errors and state where it does not say it."""
     text = inspect.cleandoc(doc or f"{recipe.name}.")
     if "Args:" in text:
@@ -219,6 +230,8 @@ def _documented(recipe: Recipe, doc: str | None, numbers: tuple[str, ...]) -> st
     head, rest = text[:place].rstrip(), text[place:]
     declared = {**recipe.hypers, "maximize": _MAXIMIZE}
     entries = [_PARAMS, *(f"{name}: {hyper.entry}" for name, hyper in declared.items()), _OPTIONS]
+    if flags:
+        entries.append(f"{', '.join(flags)}: {_FLAGS}")
     sections = [head, "\n".join(["Args:", *map(_wrapped, entries)])]
     if "Raises:" not in rest:
         sections.append(_RAISES)

@@ -14,7 +14,7 @@ from ..formulas import OfSettings, Recipe
 from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import param_groups, precision
+from . import param_groups, precision, spelling, torch_flags
 from .gradient_optimizer import GradientOptimizer
 from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
@@ -38,12 +38,16 @@ class RuleOptimizer(GradientOptimizer):
     _check_settings: ClassVar[OfSettings | None] = None
     _takes_sparse: ClassVar[OfSettings | bool] = False
     _takes_dense: ClassVar[bool] = True
+    _flags: ClassVar[tuple[str, ...]] = ()
+    """The arguments of `torch_flags` that the constructor takes."""
 
     def __init__(self, params: Iterable, *args: Any, maximize: bool = False, **given: Any):
         # The plan of the last step. A step takes it out, so that no other thread has it too, and puts
         # it back when it is done: whatever ends the step before that, the next one makes its own.
         self._plans: list[StepPlan] = []
         self._stream: Any = None
+        flags = {name: given.pop(name) for name in self._flags if name in given}
+        torch_flags.ignore(type(self).__name__, flags)
         defaults = self._bound(args, given)
         super().__init__(params, {**defaults, "maximize": maximize, **given})
 
@@ -61,7 +65,8 @@ class RuleOptimizer(GradientOptimizer):
             raise TypeError(f"{title} got multiple values for argument {twice[0]!r}")
         unknown = given.keys() - declared.keys() - self._options.keys()
         if unknown:
-            raise TypeError(f"{title} got an unexpected keyword argument {min(unknown)!r}")
+            known = (*declared, "maximize", *self._options, *self._flags)
+            raise spelling.unexpected(title.removesuffix("()"), min(unknown), known)
         defaults = {
             name: found[name] if name in found else given.pop(name, hyper_.default)
             for name, hyper_ in declared.items()

@@ -10,7 +10,7 @@ from .. import buffers, kernels
 from ..commit import commit
 from ..kernels import rules
 from ..parameter import Parameter
-from . import arrays, param_groups
+from . import arrays, param_groups, shown
 from .lr_scheduler import SWALR
 from .plan import parameter_slots
 
@@ -168,6 +168,19 @@ class AveragedParameters:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": []}
+
+    def _described(self) -> str:
+        function = self._weight_fn
+        if function is _swa_weight:
+            kind = "running mean"
+        elif isinstance(function, partial) and function.func is _ema_weight:
+            kind = f"exponential average, decay {shown.value(function.args[0])},"
+        else:
+            kind = f"average by {shown.value(function)}"
+        updates = shown.count(self.n_averaged, "update")
+        return f"{type(self).__name__}: {kind} of {shown.size(self.averages)}, {updates}"
+
+    __repr__ = shown.never_failing(_described)
 
 
 class _Plan:

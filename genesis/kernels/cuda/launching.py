@@ -10,6 +10,7 @@ from ... import cuda_driver
 from ..cache import keep_code
 from ..compiling import Kept, once
 from ..specialise import announce
+from ..waiting import timed
 from .templates import THREADS
 
 cuda = cuda_driver.compiler()
@@ -45,7 +46,14 @@ def _compile(function: Callable, signature: Any) -> tuple[Any, Any]:
 
     keep_code(kernel, CUDACache)
     announce()
-    return kernel, kernel.compile(signature)
+    before = sum(kernel.stats.cache_hits.values())
+    compiled = timed(
+        function.__name__,
+        kernel,
+        lambda: kernel.compile(signature),
+        lambda: sum(kernel.stats.cache_hits.values()) == before,
+    )
+    return kernel, compiled
 
 
 def launcher(

@@ -210,6 +210,7 @@ def _gradients(parameters: Any) -> list[_Gradient]:
             found.append(_Gradient(leaf, leaf.values, repr(path)))
         else:
             what = f"the gradient {path!r}" if path else "the gradient"
+            _refuse_torchs(leaf)
             if not buffers.is_arraylike(leaf):
                 raise TypeError(
                     "parameters must be Parameters, or a tree of gradients, but "
@@ -223,6 +224,16 @@ def _is_iterator(value: Any) -> bool:
     """Whether values come out of it, and it is no tree."""
     is_leaf = tree.opened(value) is None and not buffers.is_arraylike(value)
     return is_leaf and isinstance(value, Iterable) and not isinstance(value, (str, SparseGrad))
+
+
+def _refuse_torchs(parameter: Any) -> None:
+    """Raise TypeError for a parameter or tensor of torch, where ours are expected."""
+    kind = type(parameter)
+    if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in kind.__mro__):
+        raise TypeError(
+            f"expected genesis.Parameters, but got torch's {kind.__name__}: clip torch's with the "
+            "function of the same name in torch.nn.utils"
+        )
 
 
 def _batches_of(tensors: Any) -> list[kernels.Batch]:

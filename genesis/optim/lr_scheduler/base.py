@@ -10,7 +10,10 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
+from ... import hyper
 from ...checks import integer, number
+from .. import shown
+from ..group import put
 from ..optimizer import Optimizer
 
 EPOCH_DEPRECATION_WARNING = (
@@ -23,6 +26,9 @@ NOISE = 1e-12
 
 _FLAGS = ("_is_initial", "_get_lr_called_within_step")
 """What torch saves, but sets only during a step."""
+
+_RATE = hyper.rate()
+"""The usual learning rate, for optimizers that declare none."""
 
 Scheduler = TypeVar("Scheduler", bound=type)
 
@@ -202,10 +208,13 @@ class LRScheduler:
         self._step_count += counted
         try:
             lrs = self._next_lrs() if epoch is None and self._is_plain else self._lrs_at(epoch)
+            declared = self.optimizer._hypers.get("lr")
+            usual = (declared or _RATE).is_usual
             for lr in lrs:
                 # Nearly always so; else find out what is wrong with it, or mend it.
-                if type(lr) is not float or not 0.0 <= lr < math.inf:
+                if not usual(lr):
                     lrs = self._plain(lrs)
+                    self._check("lr", declared, lrs)
                     break
             if len(lrs) != len(groups):
                 raise ValueError(
@@ -217,8 +226,19 @@ class LRScheduler:
             self._step_count -= counted
             raise
         for group, lr in zip(groups, lrs):
-            group["lr"] = lr
+            put(group, "lr", lr)
         self._last_lr = lrs
+
+    def _check(self, name: str, declared: hyper.Hyper | None, values: list[Any]) -> None:
+        """Raise TypeError or ValueError if a value is impossible that is about to be written."""
+        if declared is None:
+            return
+        try:
+            for value in values:
+                declared.check(name, value)
+        except (TypeError, ValueError) as error:
+            where = f"(from {type(self).__name__} at epoch {self.last_epoch})"
+            raise type(error)(f"{error} {where}") from None
 
     def _lrs_at(self, epoch: Any) -> list[float]:
         """What a subclass gives for `last_epoch`: its `get_lr()`, or at an epoch its closed form."""
@@ -267,6 +287,19 @@ class LRScheduler:
 
     def _leaves(self) -> Iterator[LRScheduler]:
         yield self
+
+    # ---- for people ----
+
+    __repr__ = shown.never_failing(shown.scheduler)
+
+    def _argument(self, name: str) -> Any:
+        """What the constructor was given as `name`; an error if that is not kept."""
+        kept, places = vars(self), (name, f"_{name}", f"{name}s", self._per_group.get(name))
+        found: Any = [kept[place] for place in places if place in kept][:1]
+        found = found[0] if found else [group[name] for group in self.optimizer.param_groups]
+        if name in self._given_as_list and found.count(found[0]) == len(found):
+            return found[0]
+        return found
 
     # ---- arguments with one value for each group ----
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from ... import hyper
 from ...checks import choice, function, integer, number
+from ..group import put
 from ..optimizer import Optimizer
 from ..schedules import anneal, cycle_scale, triangle
 from .base import NOISE, LRScheduler, documented, is_optimizer
@@ -16,8 +18,8 @@ class MomentumLR(LRScheduler):
     """Sets "momentum", or the first of "betas", with each learning rate."""
 
     _unsaved: ClassVar = LRScheduler._unsaved | {"_momenta"}
-    # What `_next_lrs` found for the momenta, until it is written.
-    _momenta: Sequence[float] = ()
+    # What `_next_lrs` found for the settings, until they are written.
+    _momenta: Sequence[Any] = ()
     cycle_momentum: bool
 
     def _use_momentum(
@@ -42,15 +44,25 @@ class MomentumLR(LRScheduler):
             self._one_per_group("max_momentum", max_momentum),
         )
 
-    def _advance(self, epoch: Any = None, counted: bool = True) -> None:
-        super()._advance(epoch, counted)
-        for group, momentum in zip(self.optimizer.param_groups, self._momenta):
+    def _use(self, momenta: list[float]) -> None:
+        """Make settings of the groups' next momenta, or raise before anything is written."""
+        name = "betas" if self.use_beta1 else "momentum"
+        declared = self.optimizer._hypers.get(name)
+        part = declared.parts[0] if isinstance(declared, hyper.Several) else declared
+        values: list[Any] = []
+        for group, momentum in zip(self.optimizer.param_groups, momenta):
             if -NOISE <= momentum < 0:  # a rounding error
                 momentum = 0.0
-            if self.use_beta1:
-                group["betas"] = (momentum, *group["betas"][1:])
-            else:
-                group["momentum"] = momentum
+            values.append((momentum, *group["betas"][1:]) if self.use_beta1 else momentum)
+            if part is not None and not part.is_usual(momentum):
+                self._check(name, declared, values[-1:])
+        self._momenta = values
+
+    def _advance(self, epoch: Any = None, counted: bool = True) -> None:
+        super()._advance(epoch, counted)
+        name = "betas" if self.cycle_momentum and self.use_beta1 else "momentum"
+        for group, value in zip(self.optimizer.param_groups, self._momenta):
+            put(group, name, value)
 
 
 @documented()
@@ -148,6 +160,14 @@ class CyclicLR(MomentumLR):
         # An "initial_lr" that another scheduler left is not where a cycle begins.
         self.base_lrs = base_lrs
 
+    def _argument(self, name: str) -> Any:
+        up = self.total_size * self.step_ratio
+        if name.startswith("step_size"):
+            return up if name == "step_size_up" else self.total_size - up
+        if name == "scale_fn":
+            return self._scale_fn_custom
+        return super()._argument(name)
+
     def scale_fn(self, x: float) -> float:
         """The scale of the cycle number or step `x`, whichever `scale_mode` says."""
         if self._scale_fn_custom is not None:
@@ -159,10 +179,12 @@ class CyclicLR(MomentumLR):
         cycle, height = triangle(t, self.total_size, self.step_ratio)
         scale = self.scale_fn(cycle if self.scale_mode == "cycle" else t)
         if self.cycle_momentum:
-            self._momenta = [
-                high + (low - high) * height * scale
-                for low, high in zip(self.base_momentums, self.max_momentums)
-            ]
+            self._use(
+                [
+                    high + (low - high) * height * scale
+                    for low, high in zip(self.base_momentums, self.max_momentums)
+                ]
+            )
         return [
             low + (high - low) * height * scale for low, high in zip(self.base_lrs, self.max_lrs)
         ]
@@ -323,7 +345,8 @@ class OneCycleLR(MomentumLR):
             if self.cycle_momentum:
                 start, end = group[phase["start_momentum"]], group[phase["end_momentum"]]
                 momenta.append(anneal(strategy, start, end, part))
-        self._momenta = momenta
+        if self.cycle_momentum:
+            self._use(momenta)
         return lrs
 
     def _sizes(self) -> list[float]:
