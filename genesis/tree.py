@@ -123,6 +123,8 @@ def opened(tree: Any) -> Node | None:
     if isinstance(tree, Mapping):
         keys = _in_order(tree)
         get = _items(keys)
+        if hasattr(kind, "__missing__"):  # a defaultdict would make up what it has not
+            get = partial(_items_there, get, frozenset(keys))
         return Node(keys, get(tree), get, lambda children: _mapping(tree, keys, children))
     if isinstance(tree, tuple) and hasattr(kind, "_fields"):
         return Node(kind._fields, tree, _itself, lambda children: kind(*children))
@@ -154,6 +156,12 @@ def _items(keys: list[Any]) -> Callable[[Any], Sequence[Any]]:
         (key,) = keys
         return lambda node: (node[key],)
     return itemgetter(*keys) if keys else lambda node: ()
+
+
+def _items_there(get: Callable, keys: frozenset, node: Any) -> Sequence[Any]:
+    if node.keys() != keys:
+        raise KeyError(keys)
+    return get(node)
 
 
 def _attributes(names: list[str]) -> Callable[[Any], Sequence[Any]]:

@@ -568,6 +568,15 @@ def test_the_guides_code_runs(tmp_path, monkeypatch):
     assert names["saved"].keys() == {"model", "optimizer", "schedule", "random"}
 
 
+def test_the_guide_to_trees_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.with_name("trees.md").read_text()
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert names["saved"].keys() == {"params", "optimizer"}
+
+
 def test_the_guides_table_is_up_to_date():
     script = runpy.run_path(str(PAGE.with_name("memory_table.py")))
     page = PAGE.read_text()

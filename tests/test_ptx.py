@@ -171,6 +171,14 @@ def test_adamw_of_mixed_data_types(types, capability):
     assert_good(compiled(rule, storages, scalars, capability), storages)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adamw_that_clips_elements(dtype, capability):
+    rule, buffers, scalars = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    storages = (dtype,) * (2 + buffers)
+    clipping = target.rule_with_clip.__wrapped__(rule)  # anew: it is compiled for one capability
+    assert_good(compiled(clipping, storages, scalars + 1, capability), storages)
+
+
 def other_kernels():
     """Every kernel that is no update: its name, template and signature, and its arithmetic."""
     for dtype in DTYPES:

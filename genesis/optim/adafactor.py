@@ -41,8 +41,8 @@ class Adafactor(PerTensor):
     written together at its end, so that a step which fails or is interrupted has changed nothing.
 
     Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts, on the
-            CPU.
+        params: a tree of arrays, or an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of
+            group dicts, on the CPU.
         lr: the largest relative step, and the factor of weight decay, at least 0. Default: 1e-2.
         beta2_decay: :math:`\tau`, at most 0; how fast the average comes to forget less.
             Default: -0.8.

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import buffers, checks
 from ..sparse import RowsView
-from .param_groups import label
+from .members import label
 
 
 class Used(NamedTuple):

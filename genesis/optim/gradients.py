@@ -16,7 +16,7 @@ import numpy as np
 from .. import buffers, tree
 from ..parameter import Parameter
 from ..sparse import SparseGrad
-from .param_groups import label, names
+from .members import label, names
 
 _AS_THEY_ARE = {np.ndarray, type(None)}
 """Types of leaves that are their own views."""

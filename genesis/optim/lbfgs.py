@@ -14,7 +14,7 @@ from .. import buffers, hyper, kernels
 from ..commit import assign, commit, prepared
 from ..kernels import rules
 from ..parameter import Parameter
-from . import arrays, hooks, param_groups, spelling
+from . import arrays, hooks, members, spelling
 from .gradients import Views, of_closure
 from .optimizer import Optimizer
 
@@ -396,8 +396,8 @@ class _Problem:
         self._parts = [slice(end - p.size, end) for end, p in zip(ends, parameters)]
         self._views = [p._view for p in parameters]
         self._written = [
-            arrays.Used(param_groups.label(i, name), p._view, p.shape, p.device)
-            for i, (p, name) in enumerate(zip(parameters, param_groups.names(group, parameters)))
+            arrays.Used(members.label(i, name), p._view, p.shape, p.device)
+            for i, (p, name) in enumerate(zip(parameters, members.names(group, parameters)))
         ]
         self.calls = 0
         self.loss: Any = None

@@ -39,8 +39,8 @@ class Muon(PerTensor):
     belong to an `AdamW` of their own.
 
     Args:
-        params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts, all
-            parameters 2-D and on the CPU.
+        params: a tree of arrays, or an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of
+            group dicts, all parameters 2-D and on the CPU.
         lr: learning rate, at least 0. Default: 1e-3.
         weight_decay: decoupled weight decay, at least 0; a step shrinks the parameter by
             `lr * weight_decay` of itself. Default: 0.1.

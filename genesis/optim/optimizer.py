@@ -16,7 +16,7 @@ from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
 from ..sparse import RowsView, SparseGrad
-from . import gradients, hooks, param_groups, precision, shown, spelling
+from . import gradients, hooks, members, precision, shown, spelling
 from .group import Group, Misplaced, misplace
 from .state import State
 
@@ -77,9 +77,9 @@ class Optimizer:
         self._hooks: hooks.Hooks | None = None
         self._check_group(self.defaults)
         groups: list[dict[str, Any]] = []
-        for group in param_groups.groups(params):
+        for group in members.groups(params):
             groups.append(self._new_group(group, groups))
-        param_groups.distinct([_members(group) for group in groups])
+        members.distinct([_members(group) for group in groups])
         self.param_groups = groups
 
     def _check_group(self, group: dict[str, Any], number: int | None = None) -> None:
@@ -242,7 +242,7 @@ class Optimizer:
             TypeError, ValueError: as the constructor; the optimizer is as it was before.
         """
         group = self._new_group(param_group, self.param_groups)
-        param_groups.distinct([_members(each) for each in (*self.param_groups, group)])
+        members.distinct([_members(each) for each in (*self.param_groups, group)])
         self.param_groups.append(group)
 
     def _new_group(self, param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Optimizer:
             raise ValueError(f"param_group must have 'params', but has {sorted(param_group)}")
         for key in param_group.keys() - self.defaults.keys():
             self._check_key(key)
-        parameters, names = param_groups.members(param_group["params"])
+        parameters, names = members.of_group(param_group["params"])
         group = Group(type(self), {**self.defaults, **param_group, "params": parameters})
         if names is not None:
             group["param_names"] = names
@@ -284,7 +284,7 @@ class Optimizer:
         """Warn, the first time, that a step has nothing to do."""
         if not self._said_no_gradients:
             self._said_no_gradients = True
-            param_groups.warn(
+            members.warn(
                 f"{type(self).__name__}.step: no parameter has a gradient, so nothing is updated. "
                 "Assign parameter.grad, or give them to the step: step(grads=...)"
             )
@@ -556,8 +556,10 @@ class Optimizer:
         self._state = State(self._state_on(lambda parameter: parameter.device))
 
     def __dir__(self) -> list[str]:
-        members = {name: value for base in type(self).__mro__ for name, value in vars(base).items()}
-        misplaced = {name for name, value in members.items() if isinstance(value, Misplaced)}
+        attributes = {
+            name: value for base in type(self).__mro__ for name, value in vars(base).items()
+        }
+        misplaced = {name for name, value in attributes.items() if isinstance(value, Misplaced)}
         return sorted({*super().__dir__()} - misplaced)
 
     def _usual(self, name: str, default: Any) -> Any:
@@ -568,5 +570,5 @@ class Optimizer:
     __str__ = shown.never_failing(shown.groups)
 
 
-def _members(group: dict[str, Any]) -> param_groups.Members:
-    return group["params"], param_groups.names(group, group["params"])
+def _members(group: dict[str, Any]) -> members.Members:
+    return group["params"], members.names(group, group["params"])

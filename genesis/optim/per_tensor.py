@@ -12,7 +12,7 @@ from ..commit import assign, prepared
 from ..kernels import reductions
 from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
-from . import arrays, param_groups
+from . import arrays, members
 from .gradient_optimizer import GradientOptimizer
 from .gradients import Views
 
@@ -94,15 +94,15 @@ class PerTensor(GradientOptimizer):
         work: list[_Work] = []
         written: list[arrays.Used] = []
         others: list[arrays.Used] = []
-        members: list[tuple[dict[str, Any], Parameter, Any, str | None]] = []
+        everyone: list[tuple[dict[str, Any], Parameter, Any, str | None]] = []
         for i, group in enumerate(self.param_groups):
             parameters = list(group["params"])
-            param_groups.check_parameters(parameters)
+            members.check_parameters(parameters)
             views = [p._grad_view for p in parameters] if given is None else given[i]
-            called = param_groups.names(group, parameters)
-            members += [(group, *each) for each in zip(parameters, views, called)]
-        for number, (group, parameter, gradient, name) in enumerate(members):
-            title, shape = param_groups.label(number, name), parameter.shape
+            called = members.names(group, parameters)
+            everyone += [(group, *each) for each in zip(parameters, views, called)]
+        for number, (group, parameter, gradient, name) in enumerate(everyone):
+            title, shape = members.label(number, name), parameter.shape
             if gradient is not None:
                 self._check_gradient(group, gradient)
                 if parameter.device != "cpu":

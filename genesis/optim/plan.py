@@ -20,7 +20,7 @@ from .. import buffers, checks, hyper, kernels
 from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import arrays, param_groups, precision
+from . import arrays, members, precision
 from .gradients import Views
 from .state import State
 
@@ -109,7 +109,7 @@ class Plan:
         self.written = recipe.written_for(settings)
         self.types = precision.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
-        self.called = param_groups.names(settings, self.parameters)
+        self.called = members.names(settings, self.parameters)
         self.buckets: list[Bucket] = []
         self.created: dict[Parameter, dict[str, Any]] = {}
         self.numbers: dict[Parameter, dict[str, Any]] = {}
@@ -163,12 +163,12 @@ class Plan:
         """The rows that have gradients by what one launch must have in common."""
         self._tensors: dict[int, list[np.ndarray]] = {}
         self._numbers: dict[int, dict[str, Any]] = {}
-        members: dict[tuple, list[int]] = {}
+        found: dict[tuple, list[int]] = {}
         for row, gradient in enumerate(self._gradients):
             if gradient is None:
                 continue
             parameter, view = self.parameters[row], self.views[row]
-            what = param_groups.label(self.first + row, self.called[row])
+            what = members.label(self.first + row, self.called[row])
             arrays.writable(buffers.check(view, what), what)
             arrays.gradient(gradient, view, what)
             entries, numbers, begins = self._entries(parameter, view, what)
@@ -196,8 +196,8 @@ class Plan:
             types = [buffers.layout(array)[:2] for array in self._tensors[row]]
             alone = row if isinstance(gradient, RowsView) else None
             key = (copy, begins, alone, *numbers.values(), *types)
-            members.setdefault(key, []).append(row)
-        return members
+            found.setdefault(key, []).append(row)
+        return found
 
     def _entries(
         self, parameter: Parameter, view: np.ndarray, what: str
@@ -356,7 +356,7 @@ class StepPlan:
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]
         if before is None or not _same(self._views, before._views):
-            param_groups.distinct([(plan.parameters, plan.called) for plan in plans])
+            members.distinct([(plan.parameters, plan.called) for plan in plans])
         self._arrays = [array for plan in plans for array in plan.arrays]
         self._whose = [whose for plan in plans for whose in plan.whose]
         regions = kernels.regions([plan.bounds for plan in plans])

@@ -206,7 +206,10 @@ def _positional(recipe: Recipe) -> tuple[str, ...]:
 
 # ---- documentation ----
 
-_PARAMS = "params: an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of group dicts."
+_PARAMS = (
+    "params: a tree of arrays (nested dicts, lists, ...), or an iterable of `Parameter`s, of `(name, "
+    "Parameter)` pairs, or of group dicts."
+)
 _OPTIONS = (
     "master_weights, state_dtype, stochastic_rounding: how state is kept and rounded, see "
     "`genesis.optim.precision.Options`."

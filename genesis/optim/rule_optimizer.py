@@ -14,7 +14,7 @@ from ..formulas import OfSettings, Recipe
 from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import param_groups, precision, spelling, torch_flags
+from . import members, precision, spelling, torch_flags
 from .gradient_optimizer import GradientOptimizer
 from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
@@ -203,7 +203,7 @@ class RuleOptimizer(GradientOptimizer):
         given: Views | None,
         clips: bool,
     ) -> Plan:
-        param_groups.check_parameters(parameters)
+        members.check_parameters(parameters)
         gradients = [parameter._grad_view for parameter in parameters] if given is None else given
         for gradient in gradients:
             if gradient is not None:

@@ -10,7 +10,7 @@ from .. import buffers, kernels
 from ..commit import commit
 from ..kernels import rules
 from ..parameter import Parameter
-from . import arrays, param_groups, shown
+from . import arrays, members, shown
 from .lr_scheduler import SWALR
 from .plan import parameter_slots
 
@@ -94,8 +94,8 @@ class AveragedParameters:
     """
 
     def __init__(self, params: Iterable, weight_fn: Callable[[int], float] | None = None):
-        [group] = param_groups.groups(params)
-        self._params, self.names = param_groups.members(group["params"])
+        [group] = members.groups(params)
+        self._params, self.names = members.of_group(group["params"])
         self.averages = [
             Parameter(
                 buffers.copy_beside(buffers.host_copy(buffers.given(p._view)), p._view), name=p.name
@@ -198,17 +198,17 @@ class _Plan:
             for copy in working.by_type.values()
         ]
         whose = []
-        members: dict[tuple, list[tuple]] = {}
+        pairs_of: dict[tuple, list[tuple]] = {}
         for i, (parameter, average) in enumerate(zip(params, averages)):
-            what = param_groups.label(i, parameter.name)
+            what = members.label(i, parameter.name)
             view = buffers.check(parameter._view, f"the array of {what}")
             mean = arrays.buffer(buffers.given(average._view), "average", what, view)
             whose.append((what, "average"))
             kinds = buffers.layout(view)[:2], buffers.layout(mean)[:2]
-            members.setdefault(kinds, []).append((view, mean))
+            pairs_of.setdefault(kinds, []).append((view, mean))
         rule, scalars = (rules.copy, 0) if first else (rules.average, 2)
         self._launches = [
-            kernels.prepare(rule, list(zip(*pairs)), scalars) for pairs in members.values()
+            kernels.prepare(rule, list(zip(*pairs)), scalars) for pairs in pairs_of.values()
         ]
         self._watch = kernels.watch(
             owners,
