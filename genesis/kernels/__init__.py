@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .launch import Batch, Copy, Launch, prepare
+from .launch import Batch, Copy, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "Launch", "MAY_OVERLAP", "clip", "norm_and_finite", "prepare", "regions",
-    "slot_offset", "watch",
+    "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip", "exchange_of",
+    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -37,3 +37,18 @@ def watch(*arguments: Any) -> Any:
 def regions(bounds: Sequence[np.ndarray]) -> Any:
     """The memory that a step writes, see `headers.Regions`."""
     return import_module(".headers", __name__).Regions(bounds)
+
+
+def exchange_of(kind: type) -> int:
+    """How a class of tensors of another library answers, see `exchanged.exchange_of`."""
+    return import_module(".exchanged", __name__).exchange_of(kind)
+
+
+def question(*arguments: Any) -> Any:
+    """What there is to ask about such tensors, see `exchanged.Question`."""
+    return import_module(".exchanged", __name__).Question(*arguments)
+
+
+def cells(*arguments: Any) -> Any:
+    """A number that such tensors hold, see `exchanged.Cells`."""
+    return import_module(".exchanged", __name__).Cells(*arguments)

@@ -32,10 +32,13 @@ class OverTable:
         stream: Any,
         keys: Sequence[int] | None = None,
     ):
-        self._target = compiling.target_named(buffers.layout(columns[0][0]).device)
+        self._target = self._target_of(columns)
         self._stream = stream
         self._table = self._laid_out(columns, keys)
         self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
+
+    def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
+        return compiling.target_named(buffers.layout(columns[0][0]).device)
 
     def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         return import_module(".table", __package__).Table(columns, self._target, self._stream, keys)
@@ -230,6 +233,29 @@ class RowLaunch(Launch):
         self._bind()
 
 
+class FlatLaunch(Launch):
+    """The launch for flat tensors of another library; made by `prepare_flat`.
+
+    Attributes:
+        addresses: for each row where its gradient, its parameter and each of its state buffers lie:
+            whoever launches writes them down before, and keeps them alive until it is over.
+    """
+
+    def __init__(
+        self, rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int
+    ):
+        self._sizes, self._storages = sizes, storages
+        super().__init__(rule, (), scalars, None, None, False, None)
+        self.addresses = self._table.addresses
+
+    def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
+        return compiling.target_named("cpu")
+
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+        table = import_module(".table", __package__)
+        return table.FlatTable(self._sizes, self._storages, self._target)
+
+
 class Batch(OverTable):
     """Tensors of one device and data type that are reduced, or worked on in place.
 
@@ -281,3 +307,17 @@ def prepare(
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
     return launch(rule, columns, scalars, stream, copy, clips, keys)
+
+
+def prepare_flat(
+    rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int
+) -> FlatLaunch:
+    """As `prepare`, for tensors on the CPU of which only addresses are known.
+
+    Args:
+        rule: a function `(param, grad, state, hyper) -> (param, state)`, see `rules`.
+        sizes: how many elements each row has, which lie flat in every column.
+        storages: the storage types of gradients, parameters, and each of the rule's state buffers.
+        scalars: how many numbers the rule takes apart from `hyper`.
+    """
+    return FlatLaunch(rule, sizes, storages, scalars)

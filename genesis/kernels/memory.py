@@ -46,6 +46,18 @@ def put(typing_context, address, value):
 
 
 @intrinsic
+def put_half(typing_context, address, value):
+    """Store the lower half of a 64-bit number at an address."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], _I32.as_pointer())
+        builder.store(builder.trunc(arguments[1], _I32), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def put_float(typing_context, address, value):
     """Store a float64 at an address."""
 

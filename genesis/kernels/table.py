@@ -145,12 +145,12 @@ class Table:
 
 
 class AddressTable:
-    """Pieces of memory of one size as a table, given their addresses.
+    """Flat pieces of memory as a table, given their addresses.
 
     Args:
         addresses, chunks: see above.
         storages: the storage type of each column.
-        size: the number of elements in a row.
+        elements: the number of elements in all rows.
 
     Attributes:
         see `Table`.
@@ -164,14 +164,30 @@ class AddressTable:
         """Nothing lies elsewhere than where the addresses say."""
 
     def __init__(
-        self, addresses: np.ndarray, chunks: np.ndarray, storages: tuple[str, ...], size: int
+        self, addresses: np.ndarray, chunks: np.ndarray, storages: tuple[str, ...], elements: int
     ):
         self.addresses = addresses
         self.chunks = chunks
         self.storages = storages
         self.arithmetic = storage.arithmetic(storages[1]).name
-        self.bytes_of_column = [len(addresses) * size * storage.BYTES[name] for name in storages]
+        self.bytes_of_column = [elements * storage.BYTES[name] for name in storages]
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
+
+
+class FlatTable(AddressTable):
+    """Flat tensors of another library, whose addresses it has from whoever asks that library.
+
+    Args:
+        sizes: the number of elements of each row.
+        storages: the storage type of each column.
+        target: what compiles and launches for the CPU.
+    """
+
+    scattered = False
+
+    def __init__(self, sizes: Sequence[int], storages: Sequence[str], target: Target):
+        addresses = np.zeros((len(sizes), len(storages)), np.int64)
+        super().__init__(addresses, cut(sizes, target.CHUNK), tuple(storages), sum(sizes))
 
 
 class RowTable(AddressTable):
@@ -238,7 +254,7 @@ class RowTable(AddressTable):
             (first,) = pointers.addresses([sums])
             addresses[:count, 0][summed] = first + np.arange(len(sums)) * sums.strides[0]
             columns.append(sums)
-        super().__init__(addresses[:count], chunks, storages, size)
+        super().__init__(addresses[:count], chunks, storages, count * size)
         self._columns = columns  # addresses alone keep no memory alive
         self._copies = [
             (original, rows[:count], copy[:count])
@@ -278,7 +294,7 @@ def _summing(
     else:
         chunks = cut(np.full(len(addresses), size), target.CHUNK)
     storages = buffers.layout(values).dtype, buffers.layout(sums).dtype
-    table = AddressTable(addresses, chunks, storages, size)
+    table = AddressTable(addresses, chunks, storages, len(addresses) * size)
     table.bytes_moved = 0  # several rows go to one place: this is for one thread
     add = target.bind(rules.accumulate, table, np.ones(1, sums.dtype))
 

@@ -1,0 +1,209 @@
+"""The step of torch's optimizers, done by genesis."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from .. import checks, kernels
+from ..commit import commit
+from .plan import Formula, Plan
+
+logger = logging.getLogger("genesis")
+
+ATTEMPTS = 10
+"""How often a step makes its plan if another thread changes what it is made for meanwhile."""
+
+
+class Paths(NamedTuple):
+    """How many parameters the last step updated, and which way.
+
+    Attributes:
+        genesis: in launches of genesis.
+        torch: by torch's own step.
+        without_gradient: not at all, as they had no gradient.
+        reasons: why torch's own step, with how many parameters there are for each reason.
+    """
+
+    genesis: int = 0
+    torch: int = 0
+    without_gradient: int = 0
+    reasons: dict[str, int] = {}  # noqa: RUF012, an empty default that nobody edits
+
+
+class FusedStep:
+    """What makes a torch optimizer step by genesis: a class that comes before torch's own.
+
+    Args:
+        params, args, options: as for the torch optimizer of this name.
+        strict: let a step that would leave parameters to torch's own raise RuntimeError instead, before
+            anything is written. Default: False.
+
+    Attributes:
+        strict: see above; it may be changed at any time.
+        grad_norm: the norm of all gradients at the last step with `max_norm`, before clipping.
+    """
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    defaults: dict[str, Any]
+
+    _torch_step: ClassVar[Callable | None] = None
+    """Torch's own step, without its hooks: they are run by the one that calls it."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        base = next((b for b in cls.__mro__ if b.__module__.startswith("torch.optim.")), None)
+        if base is None or base is torch.optim.Optimizer or "_torch_step" in cls.__dict__:
+            return
+        cls._torch_step = staticmethod(_unhooked(base.step))  # type: ignore[attr-defined]
+        if "__init__" not in cls.__dict__:
+            signature = inspect.signature(base)
+            strict = inspect.Parameter("strict", inspect.Parameter.KEYWORD_ONLY, default=False)
+            cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
+                parameters=[*signature.parameters.values(), strict]
+            )
+
+    def __init__(self, params: Any, *args: Any, strict: bool = False, **options: Any):
+        self._begin(strict)
+        super().__init__(params, *args, **options)  # type: ignore[call-arg]
+
+    def _begin(self, strict: bool) -> None:
+        self.strict = strict
+        self.grad_norm: float | None = None
+        # A step takes the plan out, so that no other thread has it too, and puts it back in the end.
+        self._plans: list[Plan] = []
+        self._paths = Paths()
+        self._told: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "strict": self.strict}  # type: ignore[misc]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        strict = state.get("strict", self.__dict__.get("strict", False))
+        self._begin(strict)
+        super().__setstate__(state)  # type: ignore[misc]
+
+    def _formula(self, group: dict[str, Any]) -> Formula:
+        """What is done with the parameters of a group."""
+        raise NotImplementedError
+
+    @property
+    def fast(self) -> Paths:
+        """How many parameters the last step updated by genesis, how many by torch, and why."""
+        return self._paths
+
+    def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
+        """Update the parameters that have gradients.
+
+        Args:
+            closure: computes gradients anew and returns the loss. Default: None.
+            max_norm: the norm that all gradients together may have at most. They are clipped in the
+                update itself, and stay as they are. Default: None, any.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: `strict` is set, or `max_norm` given, and a parameter cannot be updated by
+                genesis; or no torch optimizer could do it either.
+        """
+        if torch.compiler.is_compiling() and self._torch_step is not None:
+            return self._torch_step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # How a `GradScaler` asks optimizers that unscale gradients in their own step.
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is None or not found_inf.item():
+            with torch.no_grad():
+                self._update(1.0 if scale is None else 1.0 / scale.item(), max_norm)
+        return loss
+
+    def _update(self, factor: float, max_norm: float | None) -> None:
+        if max_norm is not None:
+            max_norm = checks.limit("max_norm", max_norm)
+        plan = self._planned()
+        # All that can fail comes first: a bad number in the last group leaves the first untouched.
+        self._check_left(plan, max_norm)
+        plan.set_scalars(factor if max_norm is None else 1.0)
+        if max_norm is not None:
+            launches = [bucket.launch for bucket in plan.buckets]
+            norm, _ = kernels.clip(launches, max_norm, factor)
+            self.grad_norm = norm() if callable(norm) else norm
+        if plan.reasons:
+            self._step_of_torch(plan, factor)
+        if not plan.adopt(self.state):
+            raise RuntimeError(
+                f"{type(self).__name__}: the state was changed by another thread while a step was "
+                "being prepared: nothing has been updated but what torch updates by itself"
+            )
+        # Here it happens, as one instruction of the interpreter.
+        commit(plan.actions())
+        plan.release()
+        counts = sum(len(bucket.rows) for bucket in plan.buckets), sum(plan.reasons.values())
+        self._paths = Paths(*counts, plan.without, plan.reasons)
+        self._plans.append(plan)
+
+    def _planned(self) -> Plan:
+        """The plan for this step, the kept one if it fits. Nothing has changed so far."""
+        formulas = [self._formula(group) for group in self.param_groups]
+        try:
+            plan = self._plans.pop()
+        except IndexError:  # the first step, or one that another thread is in the middle of
+            pass
+        else:
+            if plan.fits(self.param_groups, formulas, self.state):
+                return plan
+            self._plans.clear()
+        return Plan(self.param_groups, formulas, self.state)
+
+    def _check_left(self, plan: Plan, max_norm: float | None) -> None:
+        """Refuse to leave parameters to torch's own step where that was not to be; else say it once."""
+        if not plan.reasons:
+            return
+        name, left = type(self).__name__, sum(plan.reasons.values())
+        why = ", ".join(f"{count} for: {reason}" for reason, count in plan.reasons.items())
+        if self._torch_step is None:
+            raise RuntimeError(f"{name} cannot update {left} parameters ({why})")
+        if self.strict:
+            raise RuntimeError(
+                f"{name}(strict=True) would leave {left} parameters to torch's own step ({why})"
+            )
+        if max_norm is not None:
+            raise RuntimeError(
+                f"{name}.step(max_norm=...) clips in its own pass, but {left} parameters take torch's "
+                f"step ({why}): clip before, with torch.nn.utils.clip_grad_norm_"
+            )
+        if not self._told.issuperset(plan.reasons):
+            self._told.update(plan.reasons)
+            logger.warning("%s leaves %d parameters to torch's own step (%s)", name, left, why)
+
+    def _step_of_torch(self, plan: Plan, factor: float) -> None:
+        """Let torch's own step, without its hooks, update what the plan leaves to it."""
+        if factor != 1.0 or not math.isfinite(factor):
+            for param in (param for params in plan.left for param in params):
+                param.grad.mul_(factor)
+        # An optimizer that shares the state, but has no other parameters, nor the scaler's numbers.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.__dict__.pop("found_inf", None)
+        other.__dict__.pop("grad_scale", None)
+        other.param_groups = [
+            {**group, "params": params} for group, params in zip(self.param_groups, plan.left)
+        ]
+        assert type(self)._torch_step is not None
+        type(self)._torch_step(other)
+
+
+def _unhooked(step: Callable) -> Callable:
+    """A step without the wrapper by which torch runs hooks around it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    return step
