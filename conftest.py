@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# Doctests are collected from the package: its modules for GPUs, which hold none, need numba-cuda.
-collect_ignore_glob = ["genesis/kernels/cuda*"] if find_spec("numba_cuda") is None else []
+# Doctests are collected from the package: some of its modules need packages that need not be here.
+collect_ignore_glob = [
+    *(["genesis/kernels/cuda*"] if find_spec("numba_cuda") is None else []),
+    *(["genesis/torch/*"] if find_spec("torch") is None else []),
+]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -17,7 +17,8 @@ from .norms import clip, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip", "exchange_of",
-    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "watch",
+    "gatherer", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare", "prepare_flat",
+    "question", "regions", "slot_offset", "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -52,3 +53,23 @@ def question(*arguments: Any) -> Any:
 def cells(*arguments: Any) -> Any:
     """A number that such tensors hold, see `exchanged.Cells`."""
     return import_module(".exchanged", __name__).Cells(*arguments)
+
+
+def kept_list(*arguments: Any) -> Any:
+    """What a list held, see `containers.KeptList`."""
+    return import_module(".containers", __name__).KeptList(*arguments)
+
+
+def kept_dict(*arguments: Any) -> Any:
+    """What a dict held, see `containers.KeptDict`."""
+    return import_module(".containers", __name__).KeptDict(*arguments)
+
+
+def kept_entries(*arguments: Any) -> Any:
+    """What dicts are to hold under some names, see `containers.KeptEntries`."""
+    return import_module(".containers", __name__).KeptEntries(*arguments)
+
+
+def gatherer(*arguments: Any) -> Any:
+    """Where some items of lists go, see `containers.Gatherer`."""
+    return import_module(".containers", __name__).Gatherer(*arguments)

@@ -100,12 +100,15 @@ def is_dense(axes, shape, strides, elements):
 
 @numba.njit(error_model="numpy")
 def look_at_row(
-    function, tensor, like, objects, bounds, kinds, size, addresses, verdicts
+    function, tensor, like, row, objects, bounds, kinds, sizes, addresses, verdicts
 ):  # fmt: skip
-    """As `look`, for one row; returns its worst verdict, which stands at its place."""
-    verdicts[:] = FITS
-    verdicts[like] = CHANGED
-    if not asked(function, objects[like], tensor):
+    """As `look`, for one row; returns its worst verdict."""
+    columns = objects.shape[1]
+    for column in range(columns):
+        verdicts[row, column] = FITS
+    verdicts[row, like] = CHANGED
+    size = sizes[row]
+    if not asked(function, objects[row, like], tensor):
         return CHANGED
     # They belong to the object, which nobody touches while this pass holds the interpreter's lock.
     axes, shape, strides = half(tensor + AXES), word(tensor + SHAPE), word(tensor + STRIDES)
@@ -116,10 +119,10 @@ def look_at_row(
         return CHANGED
     other = tensor + TENSOR_SIZE
     worst = FITS
-    for column in range(len(objects)):
-        verdicts[column] = CHANGED
+    for column in range(columns):
+        verdicts[row, column] = CHANGED
         its = tensor if column == like else other
-        if column != like and not asked(function, objects[column], its):
+        if column != like and not asked(function, objects[row, column], its):
             return CHANGED
         if (
             half(its + DTYPE) != kinds[column]
@@ -140,13 +143,13 @@ def look_at_row(
         if size > 0 and (
             address == 0
             or address % itemsize != 0
-            or address < bounds[column, 0]
+            or address < bounds[row, column, 0]
             # Of one in another order the last byte may lie anywhere, and its library reads it.
-            or (verdict == FITS and address + size * itemsize > bounds[column, 1])
+            or (verdict == FITS and address + size * itemsize > bounds[row, column, 1])
         ):
             return CHANGED
-        addresses[column] = address
-        verdicts[column] = verdict
+        addresses[row, column] = address
+        verdicts[row, column] = verdict
         worst = max(worst, verdict)
     return worst
 
@@ -171,8 +174,7 @@ def look(function, tensor, like, objects, bounds, kinds, sizes, addresses, verdi
     worst = FITS
     for row in range(len(objects)):
         found = look_at_row(
-            function, tensor, like, objects[row], bounds[row], kinds, sizes[row],
-            addresses[row], verdicts[row],
+            function, tensor, like, row, objects, bounds, kinds, sizes, addresses, verdicts
         )  # fmt: skip
         worst = max(worst, found)
     return worst

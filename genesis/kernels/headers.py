@@ -284,7 +284,7 @@ def shapes(objects, found, places, first):
 
 @once
 def _compiled(function: Any, *arguments: Any) -> Any:
-    _probe()
+    probe()
     template = specialised(function, function.__name__, {})
     what = f"{function.__name__} of every step"
     return compile_function(template, types.int64(*arguments), nogil=False, what=what)
@@ -294,7 +294,7 @@ _NUMBER = types.int64
 _VECTOR, _MATRIX = types.Array(_NUMBER, 1, "C"), types.Array(_NUMBER, 2, "C")
 
 
-def _probe() -> None:
+def probe() -> None:
     """Raise RuntimeError unless objects are laid out as the pass expects."""
 
     def at(thing: Any, offset: int, kind: Any = ctypes.c_int64) -> int:

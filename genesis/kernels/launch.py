@@ -241,9 +241,7 @@ class FlatLaunch(Launch):
             whoever launches writes them down before, and keeps them alive until it is over.
     """
 
-    def __init__(
-        self, rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int
-    ):
+    def __init__(self, rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int):
         self._sizes, self._storages = sizes, storages
         super().__init__(rule, (), scalars, None, None, False, None)
         self.addresses = self._table.addresses

@@ -2,11 +2,12 @@
 
     optimizer = genesis.torch.AdamW(model.parameters(), lr=1e-3)  # in place of torch.optim.AdamW
 
-Each class is a subclass of the torch optimizer of its name, with its arguments, its numbers and its state
-dict, which can be exchanged with torch's at any time. A step is one launch for all parameters of a group,
-wherever torch keeps them. What a kernel cannot reach (complex or sparse tensors, those on other devices,
-subclasses such as DTensor) is updated by torch's own step: `optimizer.fast` tells what went which way, and
-`strict=True` makes it an error. `foreach` and `fused` are accepted and make no difference.
+Each class is a subclass of the torch optimizer of its name, with its arguments, its numbers and its
+state dict, which can be exchanged with torch's at any time. A step is one launch for all parameters of
+a group, wherever torch keeps them. What a kernel cannot reach (complex or sparse tensors, those on
+other devices, subclasses such as DTensor) is updated by torch's own step: `optimizer.fast` tells what
+went which way, and `strict=True` makes it an error. `foreach` and `fused` are accepted and make no
+difference.
 
 The package is imported only when it is asked for: genesis itself does without torch.
 
@@ -29,7 +30,17 @@ from .required import check
 check()
 
 from .optimizers import (  # noqa: E402, once it is known that torch is there
-    ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop,
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
 )  # fmt: skip
 from .stepping import Paths  # noqa: E402
 

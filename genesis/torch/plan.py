@@ -5,6 +5,9 @@ numbers ("step" above all), one launch each. A step does not believe it: it goes
 lets anybody replace, resize, transpose and convert tensors in place. So every step looks at all of
 them, at gradients, parameters, state and the numbers in it, in compiled passes, and makes another plan
 where anything is not as it was. What a launch touches lies in storages that are held until it is over.
+
+All parameters of a bucket have the same tensors as their numbers, so that a step writes one "step" and
+not a thousand. Nobody outside sees that: `unshared` gives each its own where torch is to go on.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
-from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +24,12 @@ from torch import Tensor
 from .. import hyper, kernels
 from ..formulas import Recipe
 from .tensors import (
-    EXCHANGE,
     PLAIN,
     TYPES,
     Memory,
+    exchange,
     gradient_of,
     ids,
-    is_negative,
     laid_like,
     lies_like,
     plain,
@@ -38,6 +39,7 @@ from .tensors import (
 
 FITS, CHANGED = 0, 2  # see `kernels.exchanged`
 _NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
+State = dict[Tensor, dict[str, Any]]
 
 
 class Formula(NamedTuple):
@@ -59,6 +61,15 @@ class Formula(NamedTuple):
         found["maximize"] = group["maximize"]
         return found
 
+    def at(self, settings: dict[str, Any], step: int) -> dict[str, Any]:
+        """Settings after so many updates, where functions of the step are numbers."""
+        hypers = self.recipe.hypers
+        return hyper.at(hypers, settings, hyper.scheduled(hypers, settings), step)
+
+    def names(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """What there is in the state of a parameter: numbers, then buffers."""
+        return (*self.numbers, *self.recipe.written_for(settings).states)
+
 
 def left_to_torch(group: Mapping[str, Any]) -> str | None:
     """Why the settings of a group ask for torch's own step; None: they do not."""
@@ -68,26 +79,39 @@ def left_to_torch(group: Mapping[str, Any]) -> str | None:
     return None
 
 
+def unshared(entries: Iterable[dict[str, Any]], numbers: Iterable[str], seen: set[int]) -> None:
+    """Give each parameter numbers of its own, in tensors that no other has: `seen` are others' ids."""
+    for own in entries:
+        for name in numbers:
+            number = own.get(name)
+            if isinstance(number, Tensor):
+                if id(number) in seen:
+                    own[name] = number.clone()
+                seen.add(id(number))
+
+
 class Member:
-    """One parameter of a bucket, and its state, which is completed but not handed over yet.
+    """One parameter of a bucket, and its state, which may have to be completed.
 
     Args:
         row: its position in the group.
         param, grad: the parameter and its gradient.
         entries: its state.
-        created: what is to be put there.
+        buffers: its state buffers, those in `created` among them.
+        created: what is to be put into the state.
     """
 
     def __init__(
-        self, row: int, param: Tensor, grad: Tensor, entries: dict[str, Any], created: dict[str, Any]
+        self,
+        row: int,
+        param: Tensor,
+        grad: Tensor,
+        entries: dict[str, Any],
+        buffers: list[Tensor],
+        created: dict[str, Any],
     ):
-        self.row, self.param = row, param
-        self.grad: Any = grad  # until the plan is made
-        self.entries, self.created = entries, created
-
-    def state(self, names: Iterable[str]) -> list[Tensor]:
-        """What its state holds under these names, once that is handed over."""
-        return [self.created.get(name, self.entries.get(name)) for name in names]
+        self.row, self.param, self.grad = row, param, grad
+        self.entries, self.buffers, self.created = entries, buffers, created
 
 
 class Bucket:
@@ -99,7 +123,11 @@ class Bucket:
         settings: those of the group.
         members: the parameters.
         numbers: what their state holds besides buffers, the same for all.
+        number_type: the type of that.
         first: whether a buffer is new, so that the next update is their first.
+
+    Attributes:
+        refused: the rows that `take` could not take, as far as it is known.
     """
 
     def __init__(
@@ -109,95 +137,84 @@ class Bucket:
         settings: dict[str, Any],
         members: list[Member],
         numbers: dict[str, float],
+        number_type: torch.dtype,
         first: bool,
     ):
-        self.group, self.members, self.numbers, self.first = group, members, numbers, first
-        self.formula = formula
+        self.group, self.numbers, self.first, self.formula = group, numbers, first, formula
         self.written = formula.recipe.written_for(settings)
         self.rows = [member.row for member in members]
         self.params = [member.param for member in members]
-        self.names = (*formula.numbers, *self.written.states)
-        held = [member.state(self.names) for member in members]
-        self.state = list(chain.from_iterable(held))
-        count = len(formula.numbers)
-        cells, buffers = ([list(column) for column in zip(*held)][part] for part in _parts(count))
+        self.entries = [member.entries for member in members]
+        self.refused: list[int] = []
+        buffers = [list(column) for column in zip(*(member.buffers for member in members))]
+        one, *others = [member.grad for member in members[:1]], self.params, *buffers
+        columns = [one, *others]
         sizes = [param.numel() for param in self.params]
-        one = members[0]
-        storages = [TYPES[one.grad.dtype], *(TYPES[c[0].dtype] for c in (self.params, *buffers))]
+        storages = [TYPES[column[0].dtype] for column in columns]
         self.launch = kernels.prepare_flat(self.written.rule, sizes, storages, self.written.count)
-        self._lasting = list(chain(self.params, *buffers))
-        self._question = kernels.question(EXCHANGE, 1, storages, sizes, self.launch.addresses)
-        self._question.objects[:, 1:] = ids(self._lasting).reshape(-1, len(members)).T
-        itemsizes = [column[0].element_size() for column in ([one.grad], self.params, *buffers)]
+        self._lasting = list(chain(*others))
+        self._question = kernels.question(exchange(), 1, storages, sizes, self.launch.addresses)
+        self._question.objects[:, 1:] = ids(self._lasting).reshape(len(others), -1).T
+        self._gatherer = kernels.gatherer(self.rows, PLAIN, self._question.objects)
+        itemsizes = [column[0].element_size() for column in columns]
         self._bytes = np.array(sizes, np.int64)[:, None] * np.array(itemsizes, np.int64)
-        self._number_tensors = list(chain(*cells))
+
+        # The numbers, in tensors that are these parameters' alone.
+        shared = {name: torch.tensor(numbers[name], dtype=number_type) for name in numbers}
+        self._shared = list(shared.values())
         self._cells: dict[str, Any] = {}
-        if cells:
-            kinds = [_NUMBER_TYPES[column[0].dtype] for column in cells]
-            where = np.zeros((len(members), count), np.int64)
-            self._number_question = kernels.question(EXCHANGE, 0, kinds, [1] * len(members), where)
-            self._number_question.objects[:] = ids(self._number_tensors).reshape(count, -1).T
-            for column, (name, kind) in enumerate(zip(formula.numbers, kinds)):
-                self._cells[name] = kernels.cells(where, column, kind)
-            self._number_sizes = np.array([np.dtype(kind).itemsize for kind in kinds])
-        self._get_state = itemgetter(*self.names) if self.names else None
-        self.after: dict[str, float] = {}
+        if shared:
+            kinds = [_NUMBER_TYPES[number_type]] * len(shared)
+            where = np.zeros((1, len(shared)), np.int64)
+            self._number_question = kernels.question(exchange(), 0, kinds, [1], where)
+            self._number_question.objects[0] = ids(self._shared)
+            for column, name in enumerate(shared):
+                self._cells[name] = kernels.cells(where, column, kinds[0])
+        names = (*shared, *self.written.states)
+        created = [{**shared, **member.created} for member in members]
         self._handing_over = [
-            partial(member.entries.update, member.created) for member in members if member.created
+            partial(entries.update, new) for entries, new in zip(self.entries, created) if new
         ]
+        held = [(*self._shared, *member.buffers) for member in members]
+        self.kept = kernels.kept_entries(self.entries, names, held) if names else None
+
+        self.after: dict[str, float] = {}
         self._gradients: Any = None
         self._hold()
 
     def _hold(self) -> None:
-        """Hold the storages in which parameters, state and numbers are now."""
+        """Hold the storages in which parameters and state are now."""
         self._memory = Memory(self._lasting)
-        shape = -1, len(self.members), 2
-        self._question.bounds[:, 1:] = self._memory.bounds.reshape(shape).swapaxes(0, 1)
-        self._number_memory = Memory(self._number_tensors)
+        bounds = self._memory.bounds.reshape(-1, len(self.rows), 2)
+        self._question.bounds[:, 1:] = bounds.swapaxes(0, 1)
+        self._number_memory = Memory(self._shared)
         if self._cells:
-            bounds = self._number_memory.bounds.reshape(shape)
-            self._number_question.bounds[:] = bounds.swapaxes(0, 1)
+            self._number_question.bounds[0] = self._number_memory.bounds
 
-    def release(self) -> None:
-        """After a step: hold no gradients any more, they live as long as the parameters have them."""
-        self._gradients = None
-        self._handing_over = []
-
-    def has_state(self) -> bool:
-        """Whether the state of the parameters holds the tensors that it did."""
-        if self._get_state is None:
-            return True
-        found: Iterable[Any] = map(self._get_state, (member.entries for member in self.members))
-        if len(self.names) > 1:
-            found = chain.from_iterable(found)
-        try:
-            return all(map(is_, found, self.state))
-        except KeyError:
-            return False
-
-    def take(self, gradients: list[Tensor]) -> bool:
+    def take(self, gradients: list[Any]) -> bool:
         """Take the gradients of a step, and look at all that it is going to touch.
 
+        Args:
+            gradients: those of the whole group.
+
         Returns:
-            Whether everything can be used. If not, `refused` has the rows that cannot, as far as known.
+            Whether everything can be used.
         """
-        self.refused: list[int] = []
-        if not PLAIN.issuperset(map(type, gradients)) or any(map(is_negative, gradients)):
+        self.refused = []
+        if not self._gatherer.gather(gradients):
             return False
+        own = gradients
+        if len(self.rows) < len(gradients):
+            own = [gradients[row] for row in self.rows]
         question = self._question
         try:
-            memory = Memory(gradients)
+            memory = Memory(own)
         except (RuntimeError, NotImplementedError):  # a sparse one, or one that is under vmap
             return False
-        self._gradients = gradients, memory
-        question.objects[:, 0] = ids(gradients)
+        self._gradients = own, memory
         question.bounds[:, 0] = memory.bounds
-        if not (self._memory.is_the_same and self._number_memory.is_the_same):
-            self._hold()
         verdict = question.compare()
-        if verdict == CHANGED:  # the data of a parameter may lie in another storage by now
-            if any(map(is_negative, self._lasting)):
-                return False
+        if verdict == CHANGED:  # parameters or state may lie in other storages by now
             self._hold()
             verdict = question.compare()
         if verdict != FITS:
@@ -206,8 +223,22 @@ class Bucket:
             self.refused = [self.rows[i] for i in np.flatnonzero(bad)]
             if self.refused:
                 return False
-            self._copy_gradients(gradients)
-        return not self._cells or self._take_numbers()
+        # A number whose sign is only noted lies within a complex one, so not where a storage begins.
+        within = np.flatnonzero(self.launch.addresses != question.bounds[:, :, 0])
+        if len(within) and self._any_negative(own, within):
+            return False
+        if verdict != FITS:
+            self._copy_gradients(own)
+        return not self._cells or self._numbers_hold()
+
+    def _any_negative(self, gradients: list[Tensor], places: np.ndarray) -> bool:
+        rows, columns = np.divmod(places, self.launch.addresses.shape[1])
+        count = len(gradients)
+        for row, column in zip(rows.tolist(), columns.tolist()):
+            tensor = self._lasting[(column - 1) * count + row] if column else gradients[row]
+            if tensor.is_neg():
+                return True
+        return False
 
     def _copy_gradients(self, gradients: list[Tensor]) -> None:
         """Let flat copies stand for gradients that lie in another order than their parameters."""
@@ -217,11 +248,8 @@ class Bucket:
             self.launch.addresses[row, 0] = copies[-1].data_ptr()
         self._gradients = *self._gradients, copies
 
-    def _take_numbers(self) -> bool:
-        question = self._number_question
-        if question.compare() != FITS:
-            bad = question.verdicts.any(axis=1)
-            self.refused = [self.rows[i] for i in np.flatnonzero(bad)]
+    def _numbers_hold(self) -> bool:
+        if self._number_question.compare() != FITS:
             return False
         return all(cell.hold(self.numbers[name]) for name, cell in self._cells.items())
 
@@ -230,13 +258,10 @@ class Bucket:
         addresses = self.launch.addresses
         return np.stack([addresses, addresses + self._bytes], axis=-1)
 
-    def number_ranges(self) -> np.ndarray:
-        """As `ranges`, for the numbers in the state."""
-        if not self._cells:
-            return np.empty((len(self.members), 0, 2), np.int64)
-        bounds = self._number_memory.bounds.reshape(-1, len(self.members), 2).swapaxes(0, 1).copy()
-        bounds[..., 1] = bounds[..., 0] + self._number_sizes
-        return bounds
+    def gradient_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each gradient the first byte and one past the last."""
+        first = self.launch.addresses[:, 0]
+        return first, first + self._bytes[:, 0]
 
     def set_scalars(self, settings: dict[str, Any], factor: float) -> None:
         """Compute the numbers of the next update, and hand them to the kernel.
@@ -244,34 +269,33 @@ class Bucket:
         `factor` is what gradients are multiplied by.
         """
         recipe, before = self.formula.recipe, self.numbers
-        step = before.get("step", 0.0) + 1
-        settings = hyper.at(
-            recipe.hypers, settings, hyper.scheduled(recipe.hypers, settings), int(step) - 1
-        )
-        after = {"step": step}
+        step = int(before.get("step", 0.0)) + 1
+        settings = self.formula.at(settings, step - 1)
+        after: dict[str, float] = {"step": step}
         named = None
         if recipe.has_numbers:
-            named = recipe.named(settings, before, int(step))
+            named = recipe.named(settings, before, step)
             after.update(recipe.next_carried(named))
-        values = self.written.scalars(settings, int(step), named, self.first)
+        values = self.written.scalars(settings, step, named, self.first)
         self.launch.set_scalars(-factor if settings["maximize"] else factor, values)
         self.after = {name: cell.rounded(after[name]) for name, cell in self._cells.items()}
 
     def actions(self) -> list[partial]:
         """The calls, for `commit`, that update the parameters and their state."""
-        actions = [*self.launch.actions()]
-        actions += [cell.storing(self.after[name]) for name, cell in self._cells.items()]
-        actions += self._handing_over
-        written = [*self._lasting, *self._number_tensors]
-        # What `torch.autograd.graph.increment_version` calls; that one itself is no function in C.
-        actions.append(partial(torch._C._increment_version, written))
-        actions.append(partial(self.numbers.update, self.after))
-        actions.append(partial(setattr, self, "first", False))
-        return actions
+        return [
+            *self.launch.actions(),
+            *(cell.storing(self.after[name]) for name, cell in self._cells.items()),
+            *self._handing_over,
+            partial(self.numbers.update, self.after),
+            partial(setattr, self, "first", False),
+            # What `torch.autograd.graph.increment_version` calls: that one is not written in C.
+            partial(torch._C._increment_version, self.params),
+        ]
 
-
-def _parts(count: int) -> tuple[slice, slice]:
-    return slice(None, count), slice(count, None)
+    def release(self) -> None:
+        """After a step: hold no gradients any more, they live as long as the parameters have them."""
+        self._gradients = None
+        self._handing_over = []
 
 
 class Plan:
@@ -289,76 +313,72 @@ class Plan:
         without: how many parameters have no gradient.
     """
 
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        formulas: list[Formula],
-        state: dict[Tensor, dict[str, Any]],
-    ):
+    def __init__(self, groups: list[dict[str, Any]], formulas: list[Formula], state: State):
         self._params = [list(group["params"]) for group in groups]
+        self._members = [kernels.kept_list(params) for params in self._params]
         self._formulas = formulas
         excluded: dict[tuple[int, int], str] = {}
         while True:
-            self._sort(groups, state, excluded)
-            found = self._refused()
+            found = self._sorted(groups, state, excluded) or self._sharing()
             if not found:
                 break
             excluded.update(found)
-        for bucket in self.buckets:
-            for member in bucket.members:
-                member.grad, member.created = None, {}
         self.without = sum(map(len, self._absent))
-        self._keys: list[Any] | None = None
+        self._keys: Any = None
 
-    def _sort(
-        self,
-        groups: list[dict[str, Any]],
-        state: dict[Tensor, dict[str, Any]],
-        excluded: dict[tuple[int, int], str],
-    ) -> None:
+    def _sorted(
+        self, groups: list[dict[str, Any]], state: State, excluded: dict[tuple[int, int], str]
+    ) -> dict[tuple[int, int], str]:
+        """Sort the parameters; returns those of buckets that cannot be there after all, and why."""
         self.buckets: list[Bucket] = []
         self.left: list[list[Tensor]] = []
         self.reasons: dict[str, int] = {}
         self._absent: list[list[int]] = []
-        self.settings = [formula.settings(group) for formula, group in zip(self._formulas, groups)]
-        self._asked = [left_to_torch(group) for group in groups]
+        # Of those that are left: the rows, and whether another gradient may change that.
+        self._left_rows: list[list[tuple[int, bool]]] = []
         self._new: list[tuple[Tensor, dict[str, Any]]] = []
+        self._asked = [left_to_torch(group) for group in groups]
+        self.settings = [formula.settings(group) for formula, group in zip(self._formulas, groups)]
+        refused: dict[tuple[int, int], str] = {}
         for i, (group, formula, params) in enumerate(zip(groups, self._formulas, self._params)):
-            left, absent = [], []
-            settings = self.settings[i]
+            left, left_rows, absent, gradients = [], [], [], list(map(gradient_of, params))
             found: dict[tuple, list[Member]] = {}
-            known: dict[tuple, tuple[dict[str, float], bool]] = {}
-            for row, (param, grad) in enumerate(zip(params, map(gradient_of, params))):
+            known: dict[tuple, tuple] = {}
+            for row, (param, grad) in enumerate(zip(params, gradients)):
                 if grad is None:
                     absent.append(row)
                     continue
-                reason = self._asked[i] or excluded.get((i, row)) or unfit(param, grad)
+                always = self._asked[i] or excluded.get((i, row))
+                reason = always or unfit(param, grad)
+                may_change = always is None and reason is not None
                 if reason is None:
-                    entries = state[param] if param in state else {}
-                    made = self._member(row, param, grad, entries, formula, settings, group)
+                    entries = state.get(param, {})
+                    made = self._member(row, param, grad, entries, formula, i, group)
                     if isinstance(made, str):
                         reason = made
                     else:
-                        member, numbers, first = made
-                        buffers = member.state(self._names(formula, settings))
-                        types = [tensor.dtype for tensor in (grad, param, *buffers)]
-                        key = (first, *numbers.values(), *types)
+                        member, numbers, number_type, first = made
+                        types = [tensor.dtype for tensor in (grad, param, *member.buffers)]
+                        key = (first, number_type, *numbers.values(), *types)
                         found.setdefault(key, []).append(member)
-                        known[key] = numbers, first
+                        known[key] = numbers, number_type, first
+                        if param not in state and formula.names(self.settings[i]):
+                            self._new.append((param, entries))
                 if reason is not None:
                     left.append(param)
+                    left_rows.append((row, may_change))
                     self.reasons[reason] = self.reasons.get(reason, 0) + 1
             self.left.append(left)
+            self._left_rows.append(left_rows)
             self._absent.append(absent)
             for key, members in found.items():
-                numbers, first = known[key]
-                self.buckets.append(Bucket(i, formula, settings, members, numbers, first))
-                if self.buckets[-1].names:
-                    self._new += [(m.param, m.entries) for m in members if m.param not in state]
-
-    @staticmethod
-    def _names(formula: Formula, settings: dict[str, Any]) -> tuple[str, ...]:
-        return (*formula.numbers, *formula.recipe.written_for(settings).states)
+                bucket = Bucket(i, formula, self.settings[i], members, *known[key])
+                self.buckets.append(bucket)
+                if not bucket.take(gradients):
+                    # None is known where another thread is at work.
+                    for row in bucket.refused or bucket.rows:
+                        refused[i, row] = "memory out of reach"
+        return refused
 
     def _member(
         self,
@@ -367,65 +387,57 @@ class Plan:
         grad: Tensor,
         entries: dict[str, Any],
         formula: Formula,
-        settings: dict[str, Any],
+        i: int,
         group: dict[str, Any],
-    ) -> tuple[Member, dict[str, float], bool] | str:
-        """A parameter with its state, the numbers in that, and whether a buffer is new; or why not."""
-        recipe = formula.recipe
-        states = recipe.written_for(settings).states
+    ) -> tuple[Member, dict[str, float], torch.dtype, bool] | str:
+        """A parameter with its state, what numbers it has, and whether a buffer is new; or why not."""
+        if type(entries) is not dict:
+            return f"state of class {type(entries).__name__}"
+        settings = self.settings[i]
         initial: dict[str, Any] | None = None
         created: dict[str, Any] = {}
         numbers: dict[str, float] = {}
-        begins = False
-        for name in self._names(formula, settings):
+        buffers: list[Tensor] = []
+        number_type = _number_type(group)
+        for name in formula.names(settings):
             tensor = entries.get(name)
             if tensor is None:
                 # A class without numbers (SGD) begins whenever its buffer is missing, as in torch.
                 if entries and formula.numbers and not formula.completes:
                     return f"state without {name!r}"
-                if initial is None:
-                    first = hyper.at(
-                        recipe.hypers, settings, hyper.scheduled(recipe.hypers, settings), 0
-                    )
-                    initial = recipe.initial(first)
-                if name in states:
-                    begins = True
-                    value = initial.get(name, 0.0)
-                    shape = torch.preserve_format
-                    tensor = torch.full_like(param, value, memory_format=shape, requires_grad=False)
-                else:
-                    tensor = torch.tensor(float(initial[name]), dtype=_number_type(group))
+                initial = initial or formula.recipe.initial(formula.at(settings, 0))
+                if name in formula.numbers:
+                    numbers[name] = float(initial[name])
+                    continue
+                value = initial.get(name, 0.0)
+                tensor = torch.full_like(param, value, memory_format=torch.preserve_format)
                 created[name] = tensor
             if not isinstance(tensor, Tensor):
                 return f"state whose {name!r} is no tensor"
             reason = unreachable(tensor, f"state {name!r}")
             if reason is not None:
                 return reason
-            if name in states:
-                if tensor.shape != param.shape:
-                    return f"state {name!r} of another shape"
-                if not lies_like(tensor, param):
-                    created[name] = laid_like(tensor, param)
-            elif tensor.numel() != 1 or tensor.dtype not in _NUMBER_TYPES or tensor.ndim:
-                return f"state {name!r} that is no number"
-            else:
-                numbers[name] = tensor.item()
-        return Member(row, param, grad, entries, created), numbers, begins
-
-    def _refused(self) -> dict[tuple[int, int], str]:
-        """The parameters in buckets that cannot be there after all, by group and row, and why."""
-        for bucket in self.buckets:
-            if not bucket.take([member.grad for member in bucket.members]):
-                # None is known where another thread is at work.
-                refused = bucket.refused or bucket.rows
-                return {(bucket.group, row): "memory out of reach" for row in refused}
-        return self._sharing()
+            if name in formula.numbers:
+                if tensor.ndim or tensor.dtype not in _NUMBER_TYPES:
+                    return f"state whose {name!r} is no number"
+                numbers[name], number_type = tensor.item(), tensor.dtype
+                continue
+            if tensor.shape != param.shape:
+                return f"state {name!r} of another shape"
+            if not lies_like(tensor, param):
+                tensor = created[name] = laid_like(tensor, param)
+            buffers.append(tensor)
+        step = numbers.get("step", 0.0)
+        if not 0 <= step < 2**53 or step != int(step):
+            return "state whose 'step' is no count"
+        first = any(name in created and entries.get(name) is None for name in created)
+        return Member(row, param, grad, entries, buffers, created), numbers, number_type, first
 
     def _sharing(self) -> dict[tuple[int, int], str]:
         """Those that share memory with others, of which the step writes one; sorts what it writes."""
         rows, ranges = [], []
         for bucket in self.buckets:
-            written = np.concatenate([bucket.ranges()[:, 1:], bucket.number_ranges()], axis=1)
+            written = bucket.ranges()[:, 1:]
             ranges.append(written.reshape(-1, 2))
             rows += [(bucket.group, row) for row in bucket.rows for _ in range(written.shape[1])]
         self._regions = kernels.regions(ranges)
@@ -448,46 +460,48 @@ class Plan:
     def _meets(self, bucket: Bucket) -> np.ndarray:
         """For each gradient of a bucket whether it shares memory with what the step writes."""
         starts, ends = self._regions.table
-        first, last = bucket.ranges()[:, 0].T
+        first, last = bucket.gradient_ranges()
+        if not len(starts):
+            return np.zeros(len(first), bool)
         # The last region that begins before the gradient's end is the only one that may reach into it.
         place = np.searchsorted(starts, last, "left")
-        return (place > 0) & (ends[place - 1] > first) & (first < last) if len(starts) else place > 0
+        return (place > 0) & (ends[place - 1] > first) & (first < last)
 
-    def fits(
-        self,
-        groups: list[dict[str, Any]],
-        formulas: list[Formula],
-        state: dict[Tensor, dict[str, Any]],
-    ) -> bool:
-        """Whether everything is as it was, but for other gradients and settings; takes the gradients."""
+    def fits(self, groups: list[dict[str, Any]], formulas: list[Formula], state: State) -> bool:
+        """Whether everything is as it was, but for other gradients and settings; takes these."""
         if len(groups) != len(self._params) or formulas != self._formulas:
-            return False
-        if self._keys is None or not (_same(state, self._keys) and _same(state.values(), self._values)):
             return False
         if [left_to_torch(group) for group in groups] != self._asked:
             return False
+        if self._keys is None or not self._keys.is_same(state):
+            return False
         self.settings = [formula.settings(group) for formula, group in zip(formulas, groups)]
         gradients = []
-        for group, params, absent in zip(groups, self._params, self._absent):
-            if not _same(group["params"], params):
+        for i, group in enumerate(groups):
+            if not self._members[i].is_same(group["params"]):
                 return False
-            found = list(map(gradient_of, params))
-            if any(found[row] is not None for row in absent):
+            found = list(map(gradient_of, self._params[i]))
+            if any(found[row] is not None for row in self._absent[i]):
                 return False
+            for row, may_change in self._left_rows[i]:
+                grad = found[row]
+                if grad is None or (may_change and unfit(self._params[i][row], grad) is None):
+                    return False
             gradients.append(found)
         for bucket in self.buckets:
             written = bucket.formula.recipe.written_for(self.settings[bucket.group])
-            if written is not bucket.written or not bucket.has_state():
+            if written is not bucket.written:
                 return False
-            found = gradients[bucket.group]
-            if not bucket.take([found[row] for row in bucket.rows]):
+            if bucket.kept is not None and not bucket.kept.are_same():
+                return False
+            if not bucket.take(gradients[bucket.group]):
                 return False
         for bucket, before in zip(self.buckets, self._written_at):
             if not np.array_equal(bucket.launch.addresses[:, 1:], before):
                 return not self._sharing()
         return not any(self._meets(bucket).any() for bucket in self.buckets)
 
-    def adopt(self, state: dict[Tensor, dict[str, Any]]) -> bool:
+    def adopt(self, state: State) -> bool:
         """Put the dicts of new state into the optimizer's, empty, as torch does before it fills them.
 
         Returns:
@@ -497,9 +511,10 @@ class Plan:
             return True
         for param, entries in self._new:
             state[param] = entries
-        self._keys, self._values = list(state), list(state.values())
-        of_members = (member for bucket in self.buckets if bucket.names for member in bucket.members)
-        return all(state.get(member.param) is member.entries for member in of_members)
+        self._new = []
+        self._keys = kernels.kept_dict(state)
+        pairs = (zip(bucket.params, bucket.entries) for bucket in self.buckets if bucket.kept)
+        return all(state.get(param) is entries for param, entries in chain(*pairs))
 
     def set_scalars(self, factor: float) -> None:
         """Compute the numbers of the next updates; `factor` is what gradients are multiplied by."""
@@ -514,12 +529,6 @@ class Plan:
         """After a step: hold nothing that belonged to this one alone."""
         for bucket in self.buckets:
             bucket.release()
-        self._new = []
-
-
-def _same(some: Any, others: list[Any]) -> bool:
-    """Whether two collections have the same objects in the same order."""
-    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _number_type(group: dict[str, Any]) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 
 from .. import checks, kernels
 from ..commit import commit
-from .plan import Formula, Plan
+from .plan import Formula, Plan, unshared
 
 logger = logging.getLogger("genesis")
 
@@ -53,7 +53,7 @@ class FusedStep:
     state: Any
     defaults: dict[str, Any]
 
-    _torch_step: ClassVar[Callable | None] = None
+    _torch_step: ClassVar[Any] = None
     """Torch's own step, without its hooks: they are run by the one that calls it."""
 
     def __init_subclass__(cls, **options: Any):
@@ -81,6 +81,18 @@ class FusedStep:
         self._paths = Paths()
         self._told: set[str] = set()
 
+    def _unshare(self) -> None:
+        """Give each parameter numbers of its own in the state: others than this step are to see it."""
+        self._plans.clear()
+        seen: set[int] = set()
+        for group in self.param_groups:
+            entries = [self.state[param] for param in group["params"] if param in self.state]
+            unshared(entries, self._formula(group).numbers, seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._unshare()
+        return super().state_dict()  # type: ignore[misc]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "strict": self.strict}  # type: ignore[misc]
 
@@ -88,6 +100,7 @@ class FusedStep:
         strict = state.get("strict", self.__dict__.get("strict", False))
         self._begin(strict)
         super().__setstate__(state)  # type: ignore[misc]
+        self._unshare()
 
     def _formula(self, group: dict[str, Any]) -> Formula:
         """What is done with the parameters of a group."""
@@ -114,7 +127,9 @@ class FusedStep:
                 genesis; or no torch optimizer could do it either.
         """
         if torch.compiler.is_compiling() and self._torch_step is not None:
-            return self._torch_step(closure)
+            if self._plans:
+                self._unshare()
+            return type(self)._torch_step(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -189,7 +204,14 @@ class FusedStep:
         """Let torch's own step, without its hooks, update what the plan leaves to it."""
         if factor != 1.0 or not math.isfinite(factor):
             for param in (param for params in plan.left for param in params):
-                param.grad.mul_(factor)
+                param.grad.mul_(factor)  # type: ignore[union-attr]
+        # A number that parameters have in common would count once for each of them.
+        of_torch = {id(param) for params in plan.left for param in params}
+        for group, params in zip(self.param_groups, plan.left):
+            names = self._formula(group).numbers
+            others = [own for param, own in self.state.items() if id(param) not in of_torch]
+            seen = {id(own[name]) for own in others for name in names if name in own}
+            unshared([self.state[param] for param in params if param in self.state], names, seen)
         # An optimizer that shares the state, but has no other parameters, nor the scaler's numbers.
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -198,7 +220,6 @@ class FusedStep:
         other.param_groups = [
             {**group, "params": params} for group, params in zip(self.param_groups, plan.left)
         ]
-        assert type(self)._torch_step is not None
         type(self)._torch_step(other)
 
 

@@ -1,8 +1,9 @@
-"""What there is to know of torch's tensors: which of them a kernel can reach, and the memory they have."""
+"""What there is to know of torch's tensors: which a kernel can reach, and what memory they have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,28 @@ TYPES = {
 }
 """The data types of parameters, gradients and state, and the names that kernels know them by."""
 
-PLAIN = {Tensor, torch.nn.Parameter}
+PLAIN = Tensor, torch.nn.Parameter
 """The classes of tensors that are nothing but memory: a subclass may be anything."""
 
-EXCHANGE = kernels.exchange_of(Tensor)
-"""How torch answers questions about its tensors in C."""
+
+@lru_cache(maxsize=None)
+def exchange() -> int:
+    """How torch answers questions about its tensors in C.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    found = kernels.exchange_of(Tensor)
+    if not found:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} has no __dlpack_c_exchange_api__ of DLPack 1: please report "
+            "this, with your version"
+        )
+    return found
+
 
 # Getters that are written in C, for `map`: a thousand calls take a tenth of a millisecond.
-gradient_of = Tensor.grad.__get__  # type: ignore[attr-defined]
-is_negative = Tensor.is_neg
+gradient_of: Any = vars(torch._C.TensorBase)["grad"].__get__
 _storage_of = Tensor.untyped_storage
 _first_byte = torch.UntypedStorage.data_ptr
 _length = torch.UntypedStorage.nbytes
@@ -47,19 +61,11 @@ class Memory:
 
     def __init__(self, tensors: Iterable[Tensor]):
         self._storages = list(map(_storage_of, tensors))
-        self.bounds = self._found()
-
-    def _found(self) -> np.ndarray:
-        found = np.empty((len(self._storages), 2), np.int64)
-        found[:, 0] = np.fromiter(map(_first_byte, self._storages), np.int64, len(found))
-        found[:, 1] = np.fromiter(map(_length, self._storages), np.int64, len(found))
-        found[:, 1] += found[:, 0]
-        return found
-
-    @property
-    def is_the_same(self) -> bool:
-        """Whether the storages lie where they did: they may be resized, or move to shared memory."""
-        return np.array_equal(self._found(), self.bounds)
+        count = len(self._storages)
+        self.bounds = np.empty((count, 2), np.int64)
+        self.bounds[:, 0] = np.fromiter(map(_first_byte, self._storages), np.int64, count)
+        self.bounds[:, 1] = np.fromiter(map(_length, self._storages), np.int64, count)
+        self.bounds[:, 1] += self.bounds[:, 0]
 
 
 # ---- why a kernel cannot have a tensor ----
