@@ -362,7 +362,8 @@ def _torch_memory(tensor: Any, what: str, writing: bool) -> np.ndarray:
             f"{what} must be a NumPy or CUDA array of {ACCEPTED}, but got a {_named(tensor)}, whose "
             "memory torch itself keeps count of: give "
             + ("tensor.detach()" if on_cuda else _torch_as_numpy(tensor))
-            + ", which shares it"
+            + ", which shares it; for torch's own training loop, in place of genesis.optim.AdamW, there "
+            "is genesis.torch.AdamW, and so for the others"
         )
     if on_cuda:
         return check(tensor.detach() if tensor.requires_grad else tensor, what)

@@ -15,8 +15,11 @@ import sys
 import threading
 import weakref
 
+import numpy as np
 import pytest
 from devices import on_cpu_only
+
+import genesis
 
 torch = pytest.importorskip("torch")
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
@@ -859,6 +862,74 @@ def test_max_norm_clips_in_the_same_pass():
         optimizer.step(max_norm=1.0)
 
 
+@genesis.rule
+def Lion(param, grad, exp_avg, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):  # noqa: N802
+    update = betas[0] * exp_avg + (1 - betas[0]) * grad
+    sign = 1 if update > 0 else -1 if update < 0 else 0
+    param = param * (1 - lr * weight_decay) - lr * sign
+    return param, betas[1] * exp_avg + (1 - betas[1]) * grad
+
+
+def test_own_rule_gives_the_numbers_that_it_gives_for_numpy():
+    params = parameters()
+    arrays = [genesis.Parameter(param.detach().numpy().copy()) for param in params]
+    optimizer = ours.of(Lion)(params, 0.1, weight_decay=0.1)
+    peer = Lion(arrays, 0.1, weight_decay=0.1)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for step in range(5):
+        set_gradients(params, step)
+        for param, array in zip(params, arrays):
+            array.grad = param.grad.numpy()
+        optimizer.step()
+        scheduler.step()
+        peer.step()
+        peer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+        if step == 2:
+            optimizer = pickle.loads(pickle.dumps(optimizer))
+            params = optimizer.param_groups[0]["params"]
+            scheduler.optimizer = optimizer
+    for param, array in zip(params, arrays):
+        assert np.array_equal(param.detach().numpy(), array.data)
+    assert [*optimizer.state[params[0]]] == ["step", "exp_avg"]
+    assert optimizer.state[params[0]]["step"] == 5
+
+
+def test_own_rule_state_dict():
+    params, others = parameters(), parameters()
+    optimizer, other = ours.of(Lion)(params, lr=0.1), ours.of(Lion)(others, lr=0.2)
+    run(optimizer, params, 2)
+    run(other, others, 1)
+    for theirs, param in zip(others, params):
+        theirs.data.copy_(param.data)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, 2, first=2)
+    run(other, others, 2, first=2)
+    assert_near(params, others, rtol=0, atol=0)
+
+
+def test_own_rule_refuses_what_it_cannot_reach_and_impossible_settings():
+    param = Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="learning rate"):
+        ours.of(Lion)([param], lr=-1.0)
+    with pytest.raises(TypeError, match="momentum"):
+        ours.of(Lion)([param], momentum=0.5)
+    with pytest.raises(TypeError, match="state_dtype"):
+        ours.of(Lion)([param], state_dtype="float64")
+    optimizer = ours.of(Lion)([param], lr=0.1)
+    param.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match=r"Lion cannot update 1 parameters.*sparse"):
+        optimizer.step()
+    param.grad = torch.ones(3)
+    optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="learning rate"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+    with pytest.raises(TypeError, match=r"genesis\.rule"):
+        ours.of(torch.optim.Adam)
+    assert ours.of(genesis.optim.Adam) is ours.Adam
+
+
 # ---- what has to be there ----
 
 
@@ -869,6 +940,14 @@ def _python(code):
 
 def test_genesis_does_not_import_torch():
     _python("import sys, genesis, genesis.optim; assert 'torch' not in sys.modules")
+
+
+def test_optimizers_for_arrays_name_those_for_tensors():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"genesis\.torch\.AdamW"):
+        genesis.optim.AdamW(model.parameters())
+    with pytest.raises(TypeError, match=r"genesis\.torch\.AdamW"):
+        genesis.optim.AdamW(dict(model.named_parameters()))
 
 
 def test_a_missing_torch_is_an_import_error_that_tells_what_to_do():

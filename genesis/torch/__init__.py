@@ -42,9 +42,10 @@ from .optimizers import (  # noqa: E402, once it is known that torch is there
     RMSprop,
     Rprop,
 )  # fmt: skip
+from .own import of  # noqa: E402
 from .stepping import Paths  # noqa: E402
 
 __all__ = [
     "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Paths", "RAdam", "RMSprop",
-    "Rprop", "SGD",
+    "Rprop", "SGD", "of",
 ]  # fmt: skip
