@@ -16,13 +16,17 @@ from .launch import Batch, Copy, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip", "exchange_of",
+    "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip",
     "gatherer", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare", "prepare_flat",
     "question", "regions", "slot_offset", "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
 """What a comparison with a record says, see `headers.look`."""
+
+FITS, OTHER_ORDER, CHANGED_TENSOR = range(3)
+"""What is said of another library's tensor: it can be used where it lies; it could, but lies in another
+order than the one it belongs to; it is none of what is expected. See `handles.look`."""
 
 
 def slot_offset(kind: type, name: str) -> int:
@@ -40,19 +44,14 @@ def regions(bounds: Sequence[np.ndarray]) -> Any:
     return import_module(".headers", __name__).Regions(bounds)
 
 
-def exchange_of(kind: type) -> int:
-    """How a class of tensors of another library answers, see `exchanged.exchange_of`."""
-    return import_module(".exchanged", __name__).exchange_of(kind)
-
-
 def question(*arguments: Any) -> Any:
-    """What there is to ask about such tensors, see `exchanged.Question`."""
-    return import_module(".exchanged", __name__).Question(*arguments)
+    """What there is to ask about another library's tensors, see `handles.Question`."""
+    return import_module(".handles", __name__).Question(*arguments)
 
 
 def cells(*arguments: Any) -> Any:
-    """A number that such tensors hold, see `exchanged.Cells`."""
-    return import_module(".exchanged", __name__).Cells(*arguments)
+    """A number that such tensors hold, see `handles.Cells`."""
+    return import_module(".handles", __name__).Cells(*arguments)
 
 
 def kept_list(*arguments: Any) -> Any:

@@ -26,18 +26,17 @@ from ..formulas import Recipe
 from .tensors import (
     PLAIN,
     TYPES,
-    Memory,
-    exchange,
     gradient_of,
+    handles,
     ids,
     laid_like,
     lies_like,
     plain,
+    storages,
     unfit,
     unreachable,
 )
 
-FITS, CHANGED = 0, 2  # see `kernels.exchanged`
 _NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
 State = dict[Tensor, dict[str, Any]]
 
@@ -150,10 +149,12 @@ class Bucket:
         one, *others = [member.grad for member in members[:1]], self.params, *buffers
         columns = [one, *others]
         sizes = [param.numel() for param in self.params]
-        storages = [TYPES[column[0].dtype] for column in columns]
-        self.launch = kernels.prepare_flat(self.written.rule, sizes, storages, self.written.count)
+        types = [TYPES[column[0].dtype] for column in columns]
+        self.launch = kernels.prepare_flat(self.written.rule, sizes, types, self.written.count)
         self._lasting = list(chain(*others))
-        self._question = kernels.question(exchange(), 1, storages, sizes, self.launch.addresses)
+        answering = handles()
+        assert answering is not None  # or nothing had been fit for a bucket
+        self._question = kernels.question(*answering, 1, types, sizes, self.launch.addresses)
         self._question.objects[:, 1:] = ids(self._lasting).reshape(len(others), -1).T
         self._gatherer = kernels.gatherer(self.rows, PLAIN, self._question.objects)
         itemsizes = [column[0].element_size() for column in columns]
@@ -166,7 +167,7 @@ class Bucket:
         if shared:
             kinds = [_NUMBER_TYPES[number_type]] * len(shared)
             where = np.zeros((1, len(shared)), np.int64)
-            self._number_question = kernels.question(exchange(), 0, kinds, [1], where)
+            self._number_question = kernels.question(*answering, 0, kinds, [1], where)
             self._number_question.objects[0] = ids(self._shared)
             for column, name in enumerate(shared):
                 self._cells[name] = kernels.cells(where, column, kinds[0])
@@ -180,16 +181,11 @@ class Bucket:
 
         self.after: dict[str, float] = {}
         self._gradients: Any = None
-        self._hold()
+        self.hold()
 
-    def _hold(self) -> None:
-        """Hold the storages in which parameters and state are now."""
-        self._memory = Memory(self._lasting)
-        bounds = self._memory.bounds.reshape(-1, len(self.rows), 2)
-        self._question.bounds[:, 1:] = bounds.swapaxes(0, 1)
-        self._number_memory = Memory(self._shared)
-        if self._cells:
-            self._number_question.bounds[0] = self._number_memory.bounds
+    def hold(self) -> None:
+        """Hold the storages in which parameters and state are now, whatever other threads put there."""
+        self._held = storages(self._lasting), storages(self._shared)
 
     def take(self, gradients: list[Any]) -> bool:
         """Take the gradients of a step, and look at all that it is going to touch.
@@ -207,27 +203,20 @@ class Bucket:
         if len(self.rows) < len(gradients):
             own = [gradients[row] for row in self.rows]
         question = self._question
-        try:
-            memory = Memory(own)
-        except (RuntimeError, NotImplementedError):  # a sparse one, or one that is under vmap
-            return False
-        self._gradients = own, memory
-        question.bounds[:, 0] = memory.bounds
+        self._gradients = own
         verdict = question.compare()
-        if verdict == CHANGED:  # parameters or state may lie in other storages by now
-            self._hold()
-            verdict = question.compare()
-        if verdict != FITS:
+        if verdict != kernels.FITS:
             # Only gradients may lie in another order.
-            bad = (question.verdicts == CHANGED).any(axis=1) | question.verdicts[:, 1:].any(axis=1)
+            bad = question.verdicts[:, 1:].any(axis=1)
+            bad |= question.verdicts[:, 0] == kernels.CHANGED_TENSOR
             self.refused = [self.rows[i] for i in np.flatnonzero(bad)]
             if self.refused:
                 return False
         # A number whose sign is only noted lies within a complex one, so not where a storage begins.
-        within = np.flatnonzero(self.launch.addresses != question.bounds[:, :, 0])
+        within = np.flatnonzero(question.offsets)
         if len(within) and self._any_negative(own, within):
             return False
-        if verdict != FITS:
+        if verdict != kernels.FITS:
             self._copy_gradients(own)
         return not self._cells or self._numbers_hold()
 
@@ -246,10 +235,10 @@ class Bucket:
         for row in np.flatnonzero(self._question.verdicts[:, 0]):
             copies.append(laid_like(gradients[row], self.params[row]))
             self.launch.addresses[row, 0] = copies[-1].data_ptr()
-        self._gradients = *self._gradients, copies
+        self._gradients = gradients, copies
 
     def _numbers_hold(self) -> bool:
-        if self._number_question.compare() != FITS:
+        if self._number_question.compare() != kernels.FITS:
             return False
         return all(cell.hold(self.numbers[name]) for name, cell in self._cells.items())
 
@@ -496,9 +485,16 @@ class Plan:
                 return False
             if not bucket.take(gradients[bucket.group]):
                 return False
+        moved = False
         for bucket, before in zip(self.buckets, self._written_at):
-            if not np.array_equal(bucket.launch.addresses[:, 1:], before):
-                return not self._sharing()
+            found = bucket.launch.addresses[:, 1:]
+            if not np.array_equal(found, before):
+                now, moved = found.copy(), True
+                bucket.hold()
+                if not bucket.take(gradients[bucket.group]) or not np.array_equal(found, now):
+                    return False
+        if moved:
+            return not self._sharing()
         return not any(self._meets(bucket).any() for bucket in self.buckets)
 
     def adopt(self, state: State) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from .. import kernels
 
 TYPES = {
     torch.float64: "float64",
@@ -24,27 +24,73 @@ PLAIN = Tensor, torch.nn.Parameter
 """The classes of tensors that are nothing but memory: a subclass may be anything."""
 
 
-@lru_cache(maxsize=None)
-def exchange() -> int:
-    """How torch answers questions about its tensors in C.
+_FACTS = (
+    "layout", "device_type", "dtype", "dim", "sizes", "strides", "storage_size", "storage_offset",
+    "data_ptr",
+)  # fmt: skip
+"""What `kernels.handles` asks, by the names that torch's stable C interface has for it."""
 
-    Raises:
-        RuntimeError: it does not.
+
+class Handles(NamedTuple):
+    """How torch answers questions about its tensors in C, in the order in which `Question` wants it.
+
+    Attributes:
+        functions: the addresses of the functions of torch's stable C interface.
+        within: where in a tensor's object its handle is.
+        kinds: torch's numbers for storage types.
     """
-    found = kernels.exchange_of(Tensor)
-    if not found:
-        raise RuntimeError(
-            f"PyTorch {torch.__version__} has no __dlpack_c_exchange_api__ of DLPack 1: please report "
-            "this, with your version"
-        )
-    return found
+
+    functions: np.ndarray
+    within: int
+    kinds: dict[str, int]
+
+
+@lru_cache(maxsize=None)
+def handles() -> Handles | None:
+    """How torch answers in C; None if this torch does not answer as it is known to."""
+    probe = torch.zeros(3, 4, dtype=torch.float32)[1:]
+    # A tensor's object has the pointer that is its handle right behind what all objects have.
+    within = object.__basicsize__
+    held = ctypes.c_int64.from_address(id(probe) + within).value
+    places = [*Path(torch.__file__).parent.glob("lib/*torch_cpu.*")]
+    if held & (2**64 - 1) != probe._cdata & (2**64 - 1):
+        return None
+    for place in places:
+        try:
+            library = ctypes.CDLL(str(place))
+            found = [getattr(library, f"aoti_torch_get_{fact}") for fact in _FACTS]
+            kinds = {
+                name: getattr(library, f"aoti_torch_dtype_{name}")() for name in TYPES.values()
+            }
+            on_cpu, strided = (
+                library.aoti_torch_device_type_cpu(),
+                library.aoti_torch_layout_strided(),
+            )
+        except (OSError, AttributeError):  # another file, or another interface
+            continue
+        answers: list[Any] = []
+        for function in found:
+            answer = ctypes.c_int64(0)
+            failed = function(ctypes.c_void_p(id(probe) + within), ctypes.byref(answer))
+            answers.append(None if failed else answer.value)
+        layout, device, dtype, axes, shape, strides, size, offset, data = answers
+        right = (strided, on_cpu, kinds["float32"], 2, shape, strides, 48, 4, probe.data_ptr())
+        two = ctypes.c_int64 * 2
+        if (
+            (layout, device, dtype, axes, shape, strides, size, offset, data) == right
+            and strided == on_cpu == 0
+            and None not in (shape, strides)
+            and tuple(two.from_address(shape)) == (2, 4)
+            and tuple(two.from_address(strides)) == (4, 1)
+        ):
+            pointers = [ctypes.cast(function, ctypes.c_void_p).value for function in found]
+            return Handles(np.array(pointers, np.int64), within, kinds)
+    return None
 
 
 # Getters that are written in C, for `map`: a thousand calls take a tenth of a millisecond.
 gradient_of: Any = vars(torch._C.TensorBase)["grad"].__get__
 _storage_of = Tensor.untyped_storage
-_first_byte = torch.UntypedStorage.data_ptr
-_length = torch.UntypedStorage.nbytes
 
 
 def ids(things: Sequence[Any]) -> np.ndarray:
@@ -52,20 +98,9 @@ def ids(things: Sequence[Any]) -> np.ndarray:
     return np.fromiter(map(id, things), np.int64, len(things))
 
 
-class Memory:
-    """The storages of some tensors. While they are held here, their memory lives.
-
-    Attributes:
-        bounds: for each tensor the first byte of its storage and one past the last.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor]):
-        self._storages = list(map(_storage_of, tensors))
-        count = len(self._storages)
-        self.bounds = np.empty((count, 2), np.int64)
-        self.bounds[:, 0] = np.fromiter(map(_first_byte, self._storages), np.int64, count)
-        self.bounds[:, 1] = np.fromiter(map(_length, self._storages), np.int64, count)
-        self.bounds[:, 1] += self.bounds[:, 0]
+def storages(tensors: Iterable[Tensor]) -> list[Any]:
+    """The storages of some tensors. While somebody holds them, their memory lives."""
+    return list(map(_storage_of, tensors))
 
 
 # ---- why a kernel cannot have a tensor ----
@@ -97,6 +132,8 @@ def unfit(param: Tensor, grad: Tensor) -> str | None:
     reason = unreachable(param, "parameter") or unreachable(grad, "gradient")
     if reason is not None:
         return reason
+    if handles() is None:
+        return f"PyTorch {torch.__version__}, which is unlike those that genesis knows"
     if param.is_inference():
         return "parameter made in inference mode"
     if grad.shape != param.shape:

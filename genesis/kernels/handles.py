@@ -1,18 +1,16 @@
 """What another library's tensors are like at this moment, asked of that library in one compiled pass.
 
-A launch goes to addresses, so everything that it touches is looked at right before it: where it lies,
-shape, strides, type, device. Since version 1.3 DLPack has an interface for this in C,
-`__dlpack_c_exchange_api__`: a function that fills in a `DLTensor` for an object. A question takes
-some nanoseconds, where each of the getters that a library has for Python takes as much as all of it
-for several tensors.
+A launch goes to addresses, so everything that it touches is looked at right before it: layout, device,
+type, shape, strides, where it lies, and how much memory there is. A library that has C functions for
+this answers in some nanoseconds, where each getter that it has for Python takes longer than all of that.
+The pass holds the interpreter's lock, so nothing changes while it looks.
 
-What `DLTensor` does not tell is how much memory there is behind an address. Whoever asks says that, as
-the bounds of memory that he holds: what lies within those is alive, whatever anybody does meanwhile.
+Such a function takes a handle, which is within the object, and where to put its answer: 32 or 64 bits.
+It returns 0 unless it fails.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,39 +18,26 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
+from . import CHANGED_TENSOR, FITS, OTHER_ORDER
 from .compiling import once
 from .memory import half, put, put_half, word
 from .specialise import compile_function, specialised
+from .storage import BYTES
 
-# Where a DLTensor has its fields, and how many bytes it takes.
-DATA, DEVICE, AXES, DTYPE, SHAPE, STRIDES, OFFSET, TENSOR_SIZE = 0, 8, 16, 20, 24, 32, 40, 48
-ON_CPU = 1
-
-# Of the interface: its version, and the function that fills in a DLTensor.
-VERSION, ASK = 0, 40
-MAJOR, CAPSULE = 1, b"dlpack_exchange_api"
-
-# The word in which a DLTensor has its type: a code (2: float, 4: bfloat), bits and lanes.
-KINDS = {
-    "float64": 2 | 64 << 8 | 1 << 16,
-    "float32": 2 | 32 << 8 | 1 << 16,
-    "float16": 2 | 16 << 8 | 1 << 16,
-    "bfloat16": 4 | 16 << 8 | 1 << 16,
-}
-
-FITS, OTHER_ORDER, CHANGED = range(3)
-"""What is said of a tensor: it can be used where it lies; it could, but lies in another order than the
-one it belongs to; it is none of what is expected."""
+# What is asked, in this order: each is also the place of the answer. What comes first decides whether
+# the rest can be asked, and the answers that are addresses belong to the object.
+LAYOUT, DEVICE, DTYPE, AXES, SHAPE, STRIDES, STORAGE, OFFSET, DATA, FACTS = range(10)
+STRIDED = ON_CPU = 0
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic
-def _ask(typing_context, function, thing, tensor):
-    """Fill in the DLTensor at an address for an object; returns 0, or another number if it is none."""
+def ask(typing_context, function, handle, place):
+    """Let a function, at an address, put an answer in a place; returns 0 unless it fails."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(_I32, [_I64, _I64])
@@ -62,25 +47,19 @@ def _ask(typing_context, function, thing, tensor):
     return types.int64(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic
-def _forget_error(typing_context):
-    """Let no exception be under way that a question has raised."""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(ir.VoidType(), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyErr_Clear"), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 @numba.njit(error_model="numpy")
-def asked(function, thing, tensor):
-    """Whether the object is a tensor that has memory; the DLTensor then says which."""
-    if _ask(function, thing, tensor) == 0:
-        return True
-    _forget_error()
-    return False
+def asked(functions, handle, answers):
+    """Ask everything about a tensor; whether it is a strided one on the CPU, of which all is known."""
+    put(answers + 8 * LAYOUT, 0)
+    put(answers + 8 * DEVICE, 0)
+    for fact in range(FACTS):
+        if ask(word(functions + 8 * fact), handle, answers + 8 * fact) != 0:
+            return False
+        if fact == LAYOUT and half(answers + 8 * LAYOUT) != STRIDED:
+            return False
+        if fact == DEVICE and half(answers + 8 * DEVICE) != ON_CPU:
+            return False
+    return True
 
 
 @numba.njit(error_model="numpy")
@@ -100,73 +79,73 @@ def is_dense(axes, shape, strides, elements):
 
 @numba.njit(error_model="numpy")
 def look_at_row(
-    function, tensor, like, row, objects, bounds, kinds, sizes, addresses, verdicts
+    functions, within, answers, like, row, objects, kinds, itemsizes, sizes, addresses, offsets, verdicts
 ):  # fmt: skip
     """As `look`, for one row; returns its worst verdict."""
     columns = objects.shape[1]
     for column in range(columns):
         verdicts[row, column] = FITS
-    verdicts[row, like] = CHANGED
+    verdicts[row, like] = CHANGED_TENSOR
     size = sizes[row]
-    if not asked(function, objects[row, like], tensor):
-        return CHANGED
-    # They belong to the object, which nobody touches while this pass holds the interpreter's lock.
-    axes, shape, strides = half(tensor + AXES), word(tensor + SHAPE), word(tensor + STRIDES)
+    if not asked(functions, objects[row, like] + within, answers):
+        return CHANGED_TENSOR
+    axes = word(answers + 8 * AXES)
+    shape, strides = word(answers + 8 * SHAPE), word(answers + 8 * STRIDES)
     elements = 1
     for axis in range(axes):
         elements *= word(shape + 8 * axis)
     if elements != size or (size > 1 and not is_dense(axes, shape, strides, size)):
-        return CHANGED
-    other = tensor + TENSOR_SIZE
+        return CHANGED_TENSOR
+    others = answers + 8 * FACTS
     worst = FITS
     for column in range(columns):
-        verdicts[row, column] = CHANGED
-        its = tensor if column == like else other
-        if column != like and not asked(function, objects[row, column], its):
-            return CHANGED
-        if (
-            half(its + DTYPE) != kinds[column]
-            or half(its + DEVICE) != ON_CPU
-            or half(its + AXES) != axes
-        ):
-            return CHANGED
+        verdicts[row, column] = CHANGED_TENSOR
+        its = answers if column == like else others
+        if column != like and not asked(functions, objects[row, column] + within, its):
+            return CHANGED_TENSOR
+        if half(its + 8 * DTYPE) != kinds[column] or word(its + 8 * AXES) != axes:
+            return CHANGED_TENSOR
         verdict = FITS
-        its_shape, its_strides = word(its + SHAPE), word(its + STRIDES)
+        its_shape, its_strides = word(its + 8 * SHAPE), word(its + 8 * STRIDES)
         for axis in range(axes):
             length = word(shape + 8 * axis)
             if word(its_shape + 8 * axis) != length:
-                return CHANGED
+                return CHANGED_TENSOR
             if length > 1 and word(its_strides + 8 * axis) != word(strides + 8 * axis):
                 verdict = OTHER_ORDER
-        address = word(its + DATA) + word(its + OFFSET)
-        itemsize = (kinds[column] >> 11) & 31
+        address = word(its + 8 * DATA)
+        offset = word(its + 8 * OFFSET)
+        itemsize = itemsizes[column]
         if size > 0 and (
             address == 0
             or address % itemsize != 0
-            or address < bounds[row, column, 0]
             # Of one in another order the last byte may lie anywhere, and its library reads it.
-            or (verdict == FITS and address + size * itemsize > bounds[row, column, 1])
+            or (verdict == FITS and (offset + size) * itemsize > word(its + 8 * STORAGE))
         ):
-            return CHANGED
+            return CHANGED_TENSOR
         addresses[row, column] = address
+        offsets[row, column] = offset
         verdicts[row, column] = verdict
         worst = max(worst, verdict)
     return worst
 
 
-def look(function, tensor, like, objects, bounds, kinds, sizes, addresses, verdicts):
+def look(
+    functions, within, answers, like, objects, kinds, itemsizes, sizes, addresses, offsets, verdicts
+):  # fmt: skip
     """Say of each tensor whether it can be used, and where it lies.
 
     Args:
-        function: the library's, which answers.
-        tensor: the address of memory for two `DLTensor`s.
+        functions: the address of the addresses of functions that answer.
+        within: where in an object its handle is.
+        answers: the address of memory for two tensors' answers.
         like: the column of those that have to be dense, and to which the others of a row belong.
         objects: for each row and column the address of the object.
-        bounds: for each the memory that is known to be alive: its first byte and one past the last.
-        kinds: for each column its type, as in `KINDS`.
+        kinds, itemsizes: for each column the library's number for its type, and its bytes.
         sizes: for each row the number of elements.
         addresses: for each row and column where the tensor lies; filled.
-        verdicts: for each what is said of it; filled, in each row up to the first that has `CHANGED`.
+        offsets: for each how many elements of its storage come before it; filled.
+        verdicts: for each what is said of it; filled, in each row up to the first that has changed.
 
     Returns:
         The worst verdict.
@@ -174,7 +153,8 @@ def look(function, tensor, like, objects, bounds, kinds, sizes, addresses, verdi
     worst = FITS
     for row in range(len(objects)):
         found = look_at_row(
-            function, tensor, like, row, objects, bounds, kinds, sizes, addresses, verdicts
+            functions, within, answers, like, row, objects, kinds, itemsizes, sizes, addresses,
+            offsets, verdicts,
         )  # fmt: skip
         worst = max(worst, found)
     return worst
@@ -200,7 +180,7 @@ def store(addresses, column, wide, bits):
 
 
 _NUMBER, _FLAG = types.int64, types.boolean
-_VECTOR, _MATRIX, _CUBE = (types.Array(_NUMBER, axes, "C") for axes in (1, 2, 3))
+_VECTOR, _MATRIX = (types.Array(_NUMBER, axes, "C") for axes in (1, 2))
 
 
 @once
@@ -211,24 +191,13 @@ def _compiled(function: Any, *signature: Any) -> Any:
     return compile_function(template, result(*arguments), nogil=False, what=what)
 
 
-def exchange_of(kind: type) -> int:
-    """The address of the function by which a class of tensors answers; 0 if it has none."""
-    capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
-        return 0
-    pointer_in = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_in.restype, pointer_in.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    interface = pointer_in(capsule, CAPSULE)
-    if ctypes.c_uint32.from_address(interface + VERSION).value != MAJOR:
-        return 0
-    return ctypes.c_int64.from_address(interface + ASK).value
-
-
 class Question:
     """What there is to ask about the tensors of a table, as often as it is needed.
 
     Args:
-        function: see `exchange_of`.
+        functions: the addresses of the functions that answer, in the order of facts.
+        within: where in an object its handle is.
+        kinds: the library's number for each storage type.
         like: the column to which the others of a row belong.
         storages: the storage type of each column.
         sizes: for each row the number of elements.
@@ -236,35 +205,37 @@ class Question:
 
     Attributes:
         objects: for each row and column the `id` of the tensor, which has to be alive.
-        bounds: for each the first byte and one past the last of memory that is alive.
+        offsets: for each how many elements of its storage come before it.
         verdicts: for each what was said of it.
         compare: asks; returns the worst verdict.
     """
 
     def __init__(
         self,
-        function: int,
+        functions: np.ndarray,
+        within: int,
+        kinds: dict[str, int],
         like: int,
         storages: Sequence[str],
         sizes: Sequence[int],
         addresses: np.ndarray,
     ):
-        self.objects = np.zeros(addresses.shape, np.int64)
-        self.bounds = np.zeros((*addresses.shape, 2), np.int64)
-        self.verdicts = np.zeros(addresses.shape, np.int64)
-        self._tensors = np.zeros(2 * TENSOR_SIZE // 8, np.int64)
-        kinds = np.array([KINDS[name] for name in storages], np.int64)
-        signature = (_NUMBER, _NUMBER, _NUMBER, _NUMBER, _MATRIX, _CUBE, _VECTOR, _VECTOR)
+        self.objects, self.offsets, self.verdicts = (
+            np.zeros(addresses.shape, np.int64) for _ in range(3)
+        )
+        self._kept = functions, np.zeros(2 * FACTS, np.int64)
         self.compare = partial(
-            _compiled(look, *signature, _MATRIX, _MATRIX),
-            function,
-            self._tensors.ctypes.data,
+            _compiled(look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, *[_MATRIX] * 3),
+            functions.ctypes.data,
+            within,
+            self._kept[1].ctypes.data,
             like,
             self.objects,
-            self.bounds,
-            kinds,
+            np.array([kinds[name] for name in storages], np.int64),
+            np.array([BYTES[name] for name in storages], np.int64),
             np.array(sizes, np.int64),
             addresses,
+            self.offsets,
             self.verdicts,
         )
 
