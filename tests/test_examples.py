@@ -39,9 +39,16 @@ RUNS = [
         None,
         r"4 optimizers give the bits of their formulas",
     ),
+    (
+        "torch_drop_in.py",
+        "--steps 40",
+        None,
+        r"after 40 steps the losses are (0e\+00|\de-0[6-9]) apart; the step is .* as its fused one",
+    ),
 ]
 
 WITHOUT_DIGITS = "needs scikit-learn's digits: pip install -e '.[test,examples]'"
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 needs_digits = pytest.mark.skipif(find_spec("sklearn") is None, reason=WITHOUT_DIGITS)
 
 OPTIMIZERS = ["adamw", "adam", "sgd", "rmsprop"]  # of digits.py
@@ -58,7 +65,14 @@ def test_readme_names_every_example():
 
 @pytest.mark.parametrize(
     ("file", "arguments", "png", "last_line"),
-    [pytest.param(*row, id=row[0], marks=[needs_digits] * ("digits" in row[0])) for row in RUNS],
+    [
+        pytest.param(
+            *row,
+            id=row[0],
+            marks=[needs_digits] * ("digits" in row[0]) + [needs_torch] * ("torch" in row[0]),
+        )
+        for row in RUNS
+    ],
 )
 def test_runs(file, arguments, png, last_line, tmp_path):
     paths = [str(Path(genesis.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]

@@ -113,7 +113,7 @@ def of(rule: type[RuleOptimizer]) -> Any:
     signature = inspect.signature(rule)
     kept = [p for p in signature.parameters.values() if p.name not in precision.HYPERS]
     body = {
-        "__module__": rule.__module__,
+        "__module__": rule.__module__ or "__main__",
         "__qualname__": rule.__qualname__,
         "__doc__": f"{name} for torch's parameters, by `genesis.torch.of`.\n\n{rule.__doc__ or ''}",
         "__signature__": signature.replace(parameters=kept),

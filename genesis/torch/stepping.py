@@ -58,7 +58,7 @@ class FusedStep:
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        base = next((b for b in cls.__mro__ if b.__module__.startswith("torch.optim.")), None)
+        base = next((b for b in cls.__mro__ if vars(torch.optim).get(b.__name__) is b), None)
         if base is None or base is torch.optim.Optimizer or "_torch_step" in cls.__dict__:
             return
         cls._torch_step = staticmethod(_unhooked(base.step))  # type: ignore[attr-defined]
