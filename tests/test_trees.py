@@ -443,6 +443,20 @@ def test_the_optimizer_notices_that_its_groups_were_edited():
     assert stepped({"z": ones["c"], "a": None, "b": None}) == {"a": 0, "b": 0, "c": 1}
 
 
+@on_cpu_only
+def test_a_list_of_another_length_is_not_read():
+    """As another thread could bring about, which edits a group between two lines of a step."""
+    opt = SGD([np.zeros(2), np.zeros(2)], lr=1.0)
+    grads = [np.ones(2), np.ones(2)]
+    opt.step(grads=grads)
+    ((plan,),) = [step.plans for step in opt._plans]
+    holders = opt.param_groups[0]["params"]
+    for given in (grads[:1], [], [*grads, None]):
+        assert plan.look(id(holders), id(given)) == genesis.kernels.CHANGED
+    assert plan.look(id(holders), id(grads)) >= 0
+    plan.release()
+
+
 def test_several_groups_of_one_structure_take_a_list():
     encoder, head = ({"W": on_device(np.zeros(2))} for _ in range(2))
     opt = SGD([{"params": encoder}, {"params": head, "lr": 2.0}], lr=1.0)
