@@ -280,6 +280,13 @@ def test_given_gradients_of_optimizers_by_tensor(name):
             other.step(**asked)
         opt.step(grads=grads, **asked)
         assert_equal(params, values(same))
+    grads = like(params, 3)
+    scaled = genesis.tree.map(lambda g: 8 * g, grads)
+    genesis.amp.GradScaler(init_scale=8.0).step(opt, grads=scaled, clip_value=0.3)
+    other.step(
+        closure=lambda: (1.0, [g for _, g in genesis.tree.flatten_with_path(grads)]), clip_value=0.3
+    )
+    assert_equal(params, values(same))
     with pytest.raises(ValueError, match=r"has no 'V\.0'"):
         opt.step(grads={"W": np.ones((4, 3))})
 
