@@ -454,10 +454,12 @@ def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_bits(tmp_path):
     command = [sys.executable, EXAMPLES / "autograd_mlp.py", "--checkpoint", path]
     options = {"env": environment(), "text": True, "encoding": "utf-8"}
     # A shell starts what runs in the background so that it ignores SIGINT, these tests perhaps.
-    as_in_front = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(
-        [*command, *settings], stdout=subprocess.PIPE, **as_in_front, **options
-    ) as run:
+    as_in_front = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    interruptible = [sys.executable, "-c", as_in_front, *command[1:], *settings]
+    with subprocess.Popen(interruptible, stdout=subprocess.PIPE, **options) as run:
         assert run.stdout.readline().startswith("epoch  1:")
         run.send_signal(signal.SIGINT)
         rest = run.stdout.read()
