@@ -149,8 +149,7 @@ def main(argv=None):
         lr=settings["lr"] * schedules.warmup_cosine(steps // 10, steps),
     )
     if saved is not None:
-        genesis.tree.map(np.copyto, params, saved["params"])  # in place: the optimizer shares them
-        optimizer.load_state_dict(saved["optimizer"])
+        genesis.load_checkpoint(args.checkpoint, params=params, optimizer=optimizer)
         print(f"go on after step {steps_of(optimizer)} of {steps}", flush=True)
     try:
         with threadpool_limits(1):  # such small products gain nothing from BLAS threads
