@@ -43,6 +43,7 @@ def torch_maker(kind: str) -> Any:
 
 def genesis_optimizer(case: Case) -> Any:
     parameters = [genesis.Parameter(np.ones(2))]
+    parameters[0].grad = np.ones(2)
     if case.optimizer == "Adam":
         return genesis.optim.Adam(parameters, lr=0.1)
     return genesis.optim.SGD(parameters, lr=0.1, momentum=0.9)

@@ -37,6 +37,7 @@ pytestmark = [
     on_cpu_only,
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*no parameter has a gradient"),
 ]
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from devices import on_cpu_only
 
+import genesis
+
 pytestmark = on_cpu_only
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -222,6 +224,30 @@ def test_the_command_line_lists_workloads():
     )
     assert done.returncode == 0, done.stderr
     assert "step/AdamW/resnet50" in done.stdout
+
+
+def losses_of(training, name, iterations=20):
+    iterate = training.CONTENDERS[name]()
+    return [iterate() for _ in range(iterations)]
+
+
+@pytest.mark.torch
+def test_contenders_train_the_same_network(suite):
+    training = suite.workloads.training
+    threads = genesis.get_num_threads()
+    ours = losses_of(training, "genesis")
+    try:
+        assert ours[-1] < ours[0]
+        np.testing.assert_allclose(losses_of(training, "NumPy"), ours, rtol=1e-4)
+        torch = pytest.importorskip("torch")
+        before = torch.get_num_threads()
+        for name in ("torch eager, fused", "torch eager"):
+            np.testing.assert_allclose(losses_of(training, name), ours, rtol=1e-4)
+        torch.set_num_threads(before)
+        pytest.importorskip("optax")
+        np.testing.assert_allclose(losses_of(training, "JAX and optax, jitted"), ours, rtol=1e-4)
+    finally:
+        genesis.set_num_threads(threads)
 
 
 def test_schedulers_take_turns_with_torch(suite):

@@ -906,4 +906,4 @@ def test_without_a_driver_the_error_says_so_and_names_the_extra(forgotten):
         ) as error:
             p.to(device)
         assert "\n" not in str(error.value)
-    Adam([p]).step()
+    Adam([p]).step(grads=[np.ones(3)])

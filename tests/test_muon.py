@@ -230,7 +230,9 @@ def test_refuses_impossible_hyper_parameters(hyper, said):
         Muon([p], **hyper)
     opt = Muon([{"params": [p]}, {"params": [q]}])
     p.grad = q.grad = np.ones((2, 2))
-    opt.param_groups[1].update(hyper)
+    with pytest.raises((ValueError, TypeError), match=said):
+        opt.param_groups[1].update(hyper)
+    dict.update(opt.param_groups[1], hyper)  # past the group's own check
     with pytest.raises((ValueError, TypeError), match=said):
         opt.step()
     np.testing.assert_array_equal(p.data, np.ones((2, 2)))

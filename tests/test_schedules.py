@@ -15,6 +15,9 @@ import pytest
 import genesis
 from genesis.optim import lr_scheduler, schedules
 
+# Schedules need no gradients.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no parameter has a gradient")
+
 PEAK = 0.4
 """The initial learning rate; a schedule is a part of it."""
 

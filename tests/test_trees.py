@@ -280,6 +280,13 @@ def test_given_gradients_of_optimizers_by_tensor(name):
             other.step(**asked)
         opt.step(grads=grads, **asked)
         assert_equal(params, values(same))
+    grads = like(params, 3)
+    scaled = genesis.tree.map(lambda g: 8 * g, grads)
+    genesis.amp.GradScaler(init_scale=8.0).step(opt, grads=scaled, clip_value=0.3)
+    other.step(
+        closure=lambda: (1.0, [g for _, g in genesis.tree.flatten_with_path(grads)]), clip_value=0.3
+    )
+    assert_equal(params, values(same))
     with pytest.raises(ValueError, match=r"has no 'V\.0'"):
         opt.step(grads={"W": np.ones((4, 3))})
 
@@ -441,6 +448,20 @@ def test_the_optimizer_notices_that_its_groups_were_edited():
     group["params"].reverse()
     group["param_names"].reverse()
     assert stepped({"z": ones["c"], "a": None, "b": None}) == {"a": 0, "b": 0, "c": 1}
+
+
+@on_cpu_only
+def test_a_list_of_another_length_is_not_read():
+    """As another thread could bring about, which edits a group between two lines of a step."""
+    opt = SGD([np.zeros(2), np.zeros(2)], lr=1.0)
+    grads = [np.ones(2), np.ones(2)]
+    opt.step(grads=grads)
+    ((plan,),) = [step.plans for step in opt._plans]
+    holders = opt.param_groups[0]["params"]
+    for given in (grads[:1], [], [*grads, None]):
+        assert plan.look(id(holders), id(given)) == genesis.kernels.CHANGED
+    assert plan.look(id(holders), id(grads)) >= 0
+    plan.release()
 
 
 def test_several_groups_of_one_structure_take_a_list():
@@ -858,7 +879,8 @@ def test_a_tree_resumes_in_another_order(tmp_path, name, hyper, dtype):
     resumed = turned(genesis.load(path)["params"])
     other = make(resumed, **hyper)
     mean = AveragedParameters(resumed)
-    genesis.load_checkpoint(path, optimizer=other, average=mean)
+    other.step(grads=like(resumed, 9))  # whatever it did before
+    genesis.load_checkpoint(path, optimizer=other, average=mean, params=resumed)
     assert list(resumed) == ["layers", "W"] or list(resumed) == list(reversed(sizes))
     for seed in range(3, 6):
         grads = like(params, seed)
@@ -869,6 +891,52 @@ def test_a_tree_resumes_in_another_order(tmp_path, name, hyper, dtype):
     assert_equal(resumed, values(params))
     np.testing.assert_equal(other.state_dict(), opt.state_dict())
     np.testing.assert_equal(mean.state_dict(), average.state_dict())
+
+
+@on_cpu_only
+def test_a_checkpoint_is_loaded_into_the_arrays_of_a_tree(tmp_path):
+    path = tmp_path / "run.safetensors"
+    params = arrays({"W": "4x2", "layers": [{"b": 3}, {"b": 2}]}, np.float32)
+    opt = Adam(params, lr=0.1)
+    opt.step(grads=like(params, 0))
+    genesis.save_checkpoint(path, params=params, optimizer=opt)
+    expected = values(params)
+    for _ in range(2):
+        opt.step(grads=like(params, 1))
+    later = values(params)
+    genesis.load_checkpoint(path, params=turned(params), optimizer=opt)
+    assert_equal(params, expected)
+    opt.step(grads=like(params, 1))
+    opt.step(grads=like(params, 1))
+    assert_equal(params, later)
+    holders = dict(zip(opt.param_groups[0]["param_names"], opt.param_groups[0]["params"]))
+    genesis.load_checkpoint(path, params=holders)  # by path, whatever the nodes
+    assert_equal(params, expected)
+
+    opt.step(grads=like(params, 1))
+    before, state = values(params), opt.state_dict()
+    fewer, more = {"W": params["W"]}, {**params, "V": np.ones(2, np.float32)}
+    other_type = {**params, "W": params["W"].astype(np.float64)}
+    other_shape = {**params, "W": params["W"].T}
+    for bad, said in [
+        (fewer, r"it has more, at 'layers.0.b', 'layers.1.b'"),
+        (more, "it has nothing at 'V'"),
+        (other_type, "has at 'W' an array of shape .* dtype float32, but .* dtype float64"),
+        (other_shape, r"has at 'W' an array of shape \(4, 2\) .* shape \(2, 4\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"params in .*run.safetensors.*{said}"):
+            genesis.load_checkpoint(path, optimizer=opt, params=bad)
+    with pytest.raises(ValueError, match=r"different number of parameter groups|size of"):
+        genesis.load_checkpoint(
+            path, params=params, optimizer=Adam([genesis.Parameter(np.ones(2))])
+        )
+    locked = params["W"].copy()
+    locked.flags.writeable = False
+    for bad in ({**params, "W": locked}, {"W": [1.0]}, {"W": "x"}, [3], {}):
+        with pytest.raises(TypeError, match=r"params: an? (dict|list) has no load_state_dict"):
+            genesis.load_checkpoint(path, params=bad)
+    assert_equal(params, before)
+    np.testing.assert_equal(opt.state_dict(), state)
 
 
 def test_pairs_resume_by_name_and_other_names_are_refused():

@@ -23,9 +23,14 @@ import contextlib
 import contextvars
 import json
 import os
+from functools import partial
 from typing import Any, NoReturn
 
-from .. import regions
+import numpy as np
+
+from .. import regions, tree
+from ..commit import assign, commit
+from ..parameter import Parameter
 from . import atomic_file, codec, file_format
 
 __all__ = ["CheckpointError", "load", "load_checkpoint", "save", "save_checkpoint"]
@@ -174,13 +179,16 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load what `save_checkpoint` has written, and restore the objects given by name.
 
-    Each given object's `load_state_dict` receives the value saved under its name. Names and methods
+    Each given object's `load_state_dict` receives the value saved under its name, and the arrays of a
+    given tree what was saved under their paths. Names, methods, and the trees' paths, shapes and types
     are checked before the first object is touched. If an object refuses its value, the objects that
     have a `state_dict` method are set back to what they were.
 
     Args:
         path: the file to read.
-        **objects: the objects to restore; saved names that are not given are only returned.
+        **objects: the objects to restore: those with a `load_state_dict` method, and trees (see
+            `genesis.tree`) of NumPy arrays or `Parameter`s on the CPU, which are written in place.
+            Saved names that are not given are only returned.
 
     Returns:
         Every saved value, by name: state dicts, arrays and plain values.
@@ -188,8 +196,9 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file was not written by `save_checkpoint`, or is damaged.
-        TypeError: an object has no `load_state_dict` method.
-        ValueError: the file holds nothing under an object's name.
+        TypeError: an object has no `load_state_dict` method and is no tree of arrays.
+        ValueError: the file holds nothing under an object's name, or no array of the same shape and type
+            under the path of one in a tree, or one more.
 
     Example:
         >>> import os, tempfile
@@ -211,11 +220,12 @@ def load_checkpoint(
         5
     """
     _named(path, unnamed, "load_checkpoint(path, name=object, ...)")
+    trees = {name: _arrays_of(value) for name, value in objects.items()}
     for name, value in objects.items():
-        if not codec.has_method(value, "load_state_dict"):
+        if not codec.has_method(value, "load_state_dict") and not trees[name]:
             raise TypeError(
-                f"{name}: {codec.a(value)} has no load_state_dict method; "
-                f"take its value from what load_checkpoint returns"
+                f"{name}: {codec.a(value)} has no load_state_dict method and is no tree of writable "
+                f"arrays; take its value from what load_checkpoint returns"
             )
     states = load(path)
     if type(states) is not dict or not all(type(name) is str for name in states):
@@ -229,12 +239,20 @@ def load_checkpoint(
             f"{os.fsdecode(path)!r} holds nothing named {_quoted(unknown)}; "
             f"it holds {_quoted(states) or 'nothing'}"
         )
+    restoring = [
+        action
+        for name, arrays in trees.items()
+        for action in _restoring(f"{name} in {os.fsdecode(path)!r}", arrays, states[name])
+    ]
     before: list[tuple[Any, Any]] = []
     try:
         for name, value in objects.items():
+            if trees[name]:
+                continue
             if codec.has_method(value, "state_dict"):
                 before.append((value, value.state_dict()))
             value.load_state_dict(states[name])
+        commit(restoring)
     except BaseException:
         for value, state in reversed(before):
             # The first error is the one to report.
@@ -265,6 +283,41 @@ def _named(path: Any, unnamed: tuple, call: str) -> None:
         raise TypeError(
             f"each object needs a name, but {codec.a(unnamed[0])} has none: the call is {call}"
         )
+
+
+def _arrays_of(value: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths; none if it is something else, or holds something else."""
+    if codec.has_method(value, "load_state_dict") or tree.opened(value) is None:
+        return {}
+    arrays = {
+        path: leaf._view if isinstance(leaf, Parameter) else leaf
+        for path, leaf in tree.flatten_with_path(value)
+    }
+    are_arrays = all(
+        type(array) is np.ndarray and array.flags.writeable for array in arrays.values()
+    )
+    return arrays if are_arrays else {}
+
+
+def _restoring(what: str, arrays: dict[str, np.ndarray], saved: Any) -> list[partial]:
+    """The calls, for `commit`, that write what was saved into the arrays of a tree.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    found = dict(tree.flatten_with_path(saved)) if arrays else {}
+    missing, unknown = sorted(arrays.keys() - found.keys()), sorted(found.keys() - arrays.keys())
+    if missing or unknown:
+        wrong = f"nothing at {_quoted(missing)}" if missing else f"more, at {_quoted(unknown)}"
+        raise ValueError(f"{what} is not like the tree to be restored: it has {wrong}")
+    for place, array in arrays.items():
+        value = found[place] = np.asarray(found[place])
+        if value.shape != array.shape or value.dtype != array.dtype:
+            raise ValueError(
+                f"{what} has at {place!r} an array of shape {value.shape} and dtype {value.dtype}, but "
+                f"the one to be restored has shape {array.shape} and dtype {array.dtype}"
+            )
+    return [assign(array, found[place]) for place, array in arrays.items()]
 
 
 def _quoted(names: Any) -> str:

@@ -124,11 +124,11 @@ class Adafactor(PerTensor):
         *batch, rows, columns = parameter.shape
         return (*batch, rows, 1) if name == "row_var" else (*batch, 1, columns)
 
-    def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
-        loaded = super()._loaded_state(number, parameter, entries)
+    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
+        loaded = super()._loaded_state(what, parameter, entries)
         if loaded and loaded.keys() != {"step", *self._names(parameter)}:
             raise ValueError(
-                f"loaded state of parameter {number} has {sorted(loaded)}, but a parameter of shape "
+                f"loaded state of {what} has {sorted(loaded)}, but a parameter of shape "
                 f"{parameter.shape} keeps {sorted(('step', *self._names(parameter)))}"
             )
         return loaded

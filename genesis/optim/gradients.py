@@ -55,6 +55,7 @@ class Matching:
                 f"{type(grads).__name__}: write {hint if np.ndim(grads) == 0 else '[gradient]'}"
             )
         self._called = [(copy(group.get("param_names")), len(group["params"])) for group in groups]
+        self._numbered = tuple(enumerate(self._called))
         self._structure = tree.Structure(grads)
         places: dict[str, int] = {}
         for place, path in enumerate(self._structure.paths):
@@ -128,13 +129,12 @@ class Matching:
         """
         if len(groups) != len(self._called):
             return None
-        for group, (given, count) in zip(groups, self._called):
+        for i, (given, count) in self._numbered:
+            group = groups[i]
             if group.get("param_names") != given or len(group["params"]) != count:
                 return None
         leaves = self._structure.leaves(grads)
-        if leaves is None:
-            return None
-        if self._empty and any(leaves[place] is not None for place in self._empty):
+        if leaves is None or (self._empty and self._is_filled(leaves)):
             return None
         if not _AS_THEY_ARE.issuperset(map(type, leaves)) and not self._convert(groups, leaves):
             return None
@@ -142,6 +142,10 @@ class Matching:
             return [leaves]
         leaves.append(None)
         return [take(leaves) for take in self._takes]
+
+    def _is_filled(self, leaves: list[Any]) -> bool:
+        """Whether something is where None stood for more than one parameter, or for none."""
+        return any(leaves[place] is not None for place in self._empty)
 
     def _convert(self, groups: Sequence[Mapping[str, Any]], leaves: list[Any]) -> bool:
         """Put the views of arrays of other kinds in their place; False if a node stands there now."""

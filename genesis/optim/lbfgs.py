@@ -231,7 +231,7 @@ class LBFGS(Optimizer):
             )
         return parameters
 
-    def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
+    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
         entries = {name: value for name, value in entries.items() if value is not None}
         if not entries:
             return {}
@@ -240,24 +240,23 @@ class LBFGS(Optimizer):
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
             raise ValueError(
-                f"loaded state of parameter {number} has {wrong}: was it saved by another optimizer "
-                "than LBFGS?"
+                f"loaded state of {what} has {wrong}: was it saved by another optimizer than LBFGS?"
             )
         loaded: dict[str, Any] = {name: int(entries[name]) for name in self._numbers}
         if loaded["n_iter"] == 0:
             return loaded
         missing = {*self._sometimes} - {"al"} - entries.keys()
         if missing:
-            raise ValueError(f"loaded state of parameter {number} has no {sorted(missing)}")
+            raise ValueError(f"loaded state of {what} has no {sorted(missing)}")
         parameters = self._parameters()
         dtype = _arithmetic(parameters)
         size = sum(p.size for p in parameters)
 
         def vector(value: Any, name: str) -> Vector:
-            what = f"loaded state {name!r} of parameter {number}"
-            array = buffers.as_host(value, what)
+            title = f"loaded state {name!r} of {what}"
+            array = buffers.as_host(value, title)
             if array.shape != (size,):
-                raise ValueError(f"{what} has shape {array.shape}, but all parameters have {size}")
+                raise ValueError(f"{title} has shape {array.shape}, but all parameters have {size}")
             return np.array(array, dtype)
 
         for name in ("d", "prev_flat_grad"):
@@ -269,8 +268,7 @@ class LBFGS(Optimizer):
         loaded["ro"] = [float(value) for value in entries["ro"]]
         if not len(loaded["ro"]) == len(loaded["old_dirs"]) == len(loaded["old_stps"]):
             raise ValueError(
-                f"loaded state of parameter {number} has 'old_dirs', 'old_stps' and 'ro' of "
-                "different lengths"
+                f"loaded state of {what} has 'old_dirs', 'old_stps' and 'ro' of different lengths"
             )
         loaded["al"] = [0.0 if a is None else float(a) for a in entries.get("al", ())]
         return loaded

@@ -173,8 +173,7 @@ def _parameter(path: str, leaf: Any) -> Parameter:
             f"optimizer can only optimize arrays and Parameters, but {what} is "
             f"{_short(leaf)}: give an array of {buffers.ACCEPTED}, or leave it out of params"
         )
-    buffers.check_writable(buffers.adopted(leaf, what), what)
-    return Parameter(leaf, name=path or None)
+    return Parameter(buffers.given(buffers.adopted(leaf, what)), name=path or None)
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import hyper
-from . import spelling
+from . import members, spelling
 from .per_tensor import PerTensor, arithmetic, lerp
 
 
@@ -115,11 +115,13 @@ class Muon(PerTensor):
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any]) -> None:
-        for parameter in group.get("params", ()):
+        parameters = group.get("params", ())
+        for parameter, name in zip(parameters, members.names(group, parameters)):
             if parameter.ndim != 2:
                 raise ValueError(
                     "Muon only supports 2D parameters whereas we found a parameter with size: "
-                    f"{parameter.shape}; give it to an optimizer of its own, for example AdamW"
+                    f"{parameter.shape}{'' if name is None else f' ({name!r})'}; give it to an "
+                    "optimizer of its own, for example AdamW"
                 )
 
     def _update(

@@ -33,7 +33,9 @@ class Optimizer:
         params: the parameters to optimize: a tree of arrays or `Parameter`s (nested dicts, lists,
             tuples, namedtuples, dataclasses; see `genesis.tree`), which the optimizer updates in
             place and calls by their paths; an iterable of `Parameter`s, or of `(name, Parameter)`
-            pairs; or a list of dicts, each a group: `{"params": ..., "lr": 0.1, ...}`.
+            pairs; or a list of dicts, each a group: `{"params": ..., "lr": 0.1, ...}`. Arrays are
+            shared: `W -= ...` writes into one, but `W = W - ...` makes another, which the optimizer does
+            not know.
         defaults: hyper-parameters of groups that do not set their own.
 
     Attributes:
@@ -364,7 +366,9 @@ class Optimizer:
                 raise ValueError(
                     f"loaded state dict has state for {number!r}, which no group names"
                 )
-            state[owner[number]] = self._loaded_state(number, owner[number], entries)
+            parameter = owner[number]
+            title = members.label(number, parameter.name)
+            state[parameter] = self._loaded_state(title, parameter, entries)
         loaded = {"param_groups": groups, "_state": State(state)}
         commit([partial(setattr, self, name, value) for name, value in loaded.items()])
         for hook in list(own.load_post.values()):
@@ -421,7 +425,7 @@ class Optimizer:
             )
         return [places[name] for name in saved]
 
-    def _loaded_state(self, number: Any, parameter: Parameter, entries: dict) -> dict[str, Any]:
+    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
         """Copies of one parameter's saved state, checked against what this optimizer keeps."""
         entries = {name: value for name, value in entries.items() if value is not None}
         if not entries:
@@ -434,24 +438,24 @@ class Optimizer:
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
             raise ValueError(
-                f"loaded state of parameter {number} has {wrong}: was it saved by another optimizer "
+                f"loaded state of {what} has {wrong}: was it saved by another optimizer "
                 f"than {type(self).__name__}?"
             )
         loaded: dict[str, Any] = {}
         for name, value in entries.items():
-            what = f"loaded state {name!r} of parameter {number}"
+            title = f"loaded state {name!r} of {what}"
             if name in self._numbers or name == "step":
                 loaded[name] = float(value)
                 if name == "step":
                     if not (loaded[name] >= 0 and loaded[name].is_integer()):
-                        raise ValueError(f"{what} must be a count of updates, but got {value}")
+                        raise ValueError(f"{title} must be a count of updates, but got {value}")
                     loaded[name] = int(value)
                 continue
-            array = buffers.as_host(value, what)
+            array = buffers.as_host(value, title)
             shape = self._state_shape(name, parameter)
             if array.shape != shape:
                 raise ValueError(
-                    f"{what} has shape {array.shape}, but the parameter has {parameter.shape}"
+                    f"{title} has shape {array.shape}, but the parameter has {parameter.shape}"
                     + ("" if shape == parameter.shape else f", which makes it {shape}")
                 )
             loaded[name] = buffers.copy_beside(array, parameter._view)

@@ -351,6 +351,8 @@ class StepPlan:
         self, plans: list[Plan], before: StepPlan | None, given: list[Views] | None = None
     ):
         self.plans = plans
+        self._none_given: list[Views | None] = [None] * len(plans)
+        self._clips = any(plan.clips for plan in plans)
         self.indirect = [plan for plan in plans if plan.indirect]
         self._new = True
         self._kept: list[partial] | None = None
@@ -362,10 +364,9 @@ class StepPlan:
         regions = kernels.regions([plan.bounds for plan in plans])
         if regions.met:
             arrays.apart(self._arrays, self._whose)
-        for i, plan in enumerate(plans):
+        for plan, views in zip(plans, given or self._none_given):
             plan.release()
             plan.guard(regions)
-            views = None if given is None else given[i]
             if not self.still_fits(plan, plan.parameters, plan.state, views):
                 raise ChangedMeanwhileError(
                     "parameters, gradients or state were changed by another thread, again and again, "
@@ -380,19 +381,16 @@ class StepPlan:
         clips: bool,
     ) -> bool:
         """Whether groups and state are as they were at the last step, but for other gradients."""
-        if len(groups) != len(self.plans):
+        if len(groups) != len(self.plans) or clips is not self._clips:
             return False
         edits = state._edits
-        views: Views | None = None
-        for i, (plan, group) in enumerate(zip(self.plans, groups)):
-            if edits is not plan.count or edits.value != plan.edits or clips is not plan.clips:
+        for plan, group, views in zip(self.plans, groups, given or self._none_given):
+            if edits is not plan.count or edits.value != plan.edits:
                 return False
             if not plan.has_settings_of(group):
                 return False
             parameters = group["params"]
-            if given is not None:
-                views = given[i]
-            found = plan.look(id(parameters), 0 if given is None else id(views))
+            found = plan.look(id(parameters), 0 if views is None else id(views))
             if found and self._look_again(plan, parameters, views, found) == kernels.CHANGED:
                 return False
         return True
