@@ -85,7 +85,7 @@ def view(array: Any) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array
     if cuda_driver.SIMULATED and hasattr(array, "__cuda_ndarray__"):
-        found = array._ary.view(DeviceView)  # a simulated array has no interface to ask
+        found: Any = array._ary.view(DeviceView)  # a simulated array has no interface to ask
         pointer, found.stream = 0, None
     else:
         interface = array.__cuda_array_interface__
@@ -93,12 +93,9 @@ def view(array: Any) -> np.ndarray:
         # Numba's own arrays say None where a stride is 0, as if they were contiguous.
         numba_array = hasattr(array, "__cuda_ndarray__")
         strides = array.strides if numba_array else interface.get("strides")
-        found = np.asarray(
-            _Interface(interface["data"], interface["shape"], strides, interface["typestr"])
-        ).view(DeviceView)
-        # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
-        if found.dtype.str[1:] == "V2":
-            found = found.view(BFLOAT16)
+        found = _over(interface["data"], interface["shape"], strides, interface["typestr"]).view(
+            DeviceView
+        )
         found.stream = interface.get("stream")
     found.owner = array
     found.place = f"cuda:{cuda_driver.device_of(array, pointer)}"
@@ -125,9 +122,7 @@ class _Interface:
 
     __slots__ = ("__array_interface__", "owner")
 
-    def __init__(
-        self, data: tuple, shape: tuple, strides: tuple | None, typestr: str, owner: Any = None
-    ):
+    def __init__(self, data: tuple, shape: tuple, strides: tuple | None, typestr: str, owner: Any):
         self.owner = owner  # the array's base is this object, which keeps the memory's owner
         self.__array_interface__ = {
             "data": data,
@@ -136,6 +131,15 @@ class _Interface:
             "typestr": typestr,
             "version": 3,
         }
+
+
+def _over(
+    data: tuple, shape: tuple, strides: tuple | None, typestr: str, owner: Any = None
+) -> np.ndarray:
+    """The array over memory that is described in the terms of NumPy's interface, which `owner` keeps."""
+    found = np.asarray(_Interface(data, shape, strides, typestr, owner))
+    # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
+    return found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found
 
 
 def _memory_order(c_contiguous: bool, f_contiguous: bool, aligned: bool) -> str | None:
@@ -471,8 +475,7 @@ def _interface_memory(array: Any, interface: dict[str, Any], what: str) -> np.nd
         array = array, memory
     shape, strides, typestr = interface["shape"], interface.get("strides"), interface["typestr"]
     # The dict too: a producer may keep in it what its address points to.
-    found = np.asarray(_Interface(data, shape, strides, typestr, (array, interface)))
-    return check(found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found, what)
+    return check(_over(data, shape, strides, typestr, (array, interface)), what)
 
 
 def _buffer_memory(array: Any, memory: memoryview, what: str) -> np.ndarray:
@@ -510,16 +513,14 @@ def _dlpack_memory(array: Any, what: str, writing: bool) -> np.ndarray:
             f"{what} is read-only as far as can be told: the {_named(array)} exports itself by a "
             "version of DLPack before 1.0, which does not say; give a NumPy array over its memory"
         )
-    found = np.asarray(
-        _Interface(
-            (exported.address, exported.read_only),
-            exported.shape,
-            exported.strides,
-            exported.typestr,
-            exported.capsule,
-        )
+    found = _over(
+        (exported.address, exported.read_only),
+        exported.shape,
+        exported.strides,
+        exported.typestr,
+        exported.capsule,
     )
-    return check(found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found, what)
+    return check(found, what)
 
 
 # ---- making and moving ----

@@ -17,8 +17,8 @@ from .norms import clip, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip",
-    "gatherer", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare", "prepare_flat",
-    "question", "regions", "slot_offset", "watch",
+    "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare",
+    "prepare_flat", "question", "regions", "slot_offset", "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -27,6 +27,11 @@ CHANGED, MAY_OVERLAP = -1, -2
 FITS, OTHER_ORDER, CHANGED_TENSOR = range(3)
 """What is said of another library's tensor: it can be used where it lies; it could, but lies in another
 order than the one it belongs to; it is none of what is expected. See `handles.look`."""
+
+
+def ids(things: Sequence[Any]) -> np.ndarray:
+    """The address of each object."""
+    return np.fromiter(map(id, things), np.int64, len(things))
 
 
 def slot_offset(kind: type, name: str) -> int:

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from . import ids
 from .compiling import once
 from .headers import ITEMS, LENGTH, TYPE, probe
 from .memory import put, word
@@ -121,11 +122,6 @@ def _compiled(function: Any) -> Any:
     return compile_function(
         template, signature, nogil=False, what=f"{function.__name__} of every step"
     )
-
-
-def ids(things: Sequence[Any]) -> np.ndarray:
-    """The `id` of each."""
-    return np.fromiter(map(id, things), np.int64, len(things))
 
 
 class KeptList:

@@ -26,7 +26,7 @@ import numpy as np
 from numba.core import types
 
 from .. import buffers
-from . import CHANGED, MAY_OVERLAP
+from . import CHANGED, MAY_OVERLAP, ids
 from .compiling import once
 from .memory import half, prefetch, put, word
 from .specialise import compile_function, specialised
@@ -333,10 +333,6 @@ def slot_offset(kind: type, name: str) -> int:
     raise RuntimeError(f"the slot {name} of {kind.__name__} was not found")
 
 
-def _ids(things: Sequence[Any]) -> np.ndarray:
-    return np.fromiter(map(id, things), np.int64, len(things))
-
-
 class Watch:
     """A record of a group's parameters, gradients and arrays, and the comparison with it.
 
@@ -370,7 +366,7 @@ class Watch:
         arrays: Sequence[np.ndarray],
     ):
         count, size = len(owners), len(arrays)
-        objects = _ids(arrays)
+        objects = ids(arrays)
         itemsizes = np.fromiter((array.itemsize for array in arrays), np.int64, size)
         fields, self.bounds = np.empty((size, ARRAY_SIZE), np.int64), np.empty((size, 2), np.int64)
         describe_all = _compiled(describe, _VECTOR, _VECTOR, _MATRIX, _MATRIX)
@@ -382,9 +378,9 @@ class Watch:
         fields[:, ITS_SHAPE] = places
 
         parts = np.zeros((count, OWNER_SIZE), np.int64)
-        parts[:, OWNER] = _ids(owners)
-        parts[:, IN_SLOT], parts[:, IN_OTHER_SLOT] = map(_ids, contents)
-        parts[:, GRAD_TYPE] = _ids([type(gradient) for gradient in gradients])
+        parts[:, OWNER] = ids(owners)
+        parts[:, IN_SLOT], parts[:, IN_OTHER_SLOT] = map(ids, contents)
+        parts[:, GRAD_TYPE] = ids([type(gradient) for gradient in gradients])
         parts[:, GRAD_LIKE] = np.asarray(likes) + 1
         parts[:, GRAD_DATA] = -1
         parts[:, CELL] = cells

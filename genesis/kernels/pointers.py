@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numba.core import types
 
+from . import ids
 from .compiling import once
 from .memory import word
 from .specialise import compile_function, specialised
@@ -20,7 +21,7 @@ def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
     NumPy's own ways to ask for it take 1 us an array, this one 0.05 us.
     """
-    places = np.fromiter(map(id, arrays), np.int64, len(arrays))
+    places = ids(arrays)
     _compiled_data_pointers()(places)
     return places
 

@@ -28,7 +28,6 @@ from .tensors import (
     TYPES,
     gradient_of,
     handles,
-    ids,
     laid_like,
     lies_like,
     plain,
@@ -155,7 +154,7 @@ class Bucket:
         answering = handles()
         assert answering is not None  # or nothing had been fit for a bucket
         self._question = kernels.question(*answering, 1, types, sizes, self.launch.addresses)
-        self._question.objects[:, 1:] = ids(self._lasting).reshape(len(others), -1).T
+        self._question.objects[:, 1:] = kernels.ids(self._lasting).reshape(len(others), -1).T
         self._gatherer = kernels.gatherer(self.rows, PLAIN, self._question.objects)
         itemsizes = [column[0].element_size() for column in columns]
         self._bytes = np.array(sizes, np.int64)[:, None] * np.array(itemsizes, np.int64)
@@ -168,7 +167,7 @@ class Bucket:
             kinds = [_NUMBER_TYPES[number_type]] * len(shared)
             where = np.zeros((1, len(shared)), np.int64)
             self._number_question = kernels.question(*answering, 0, kinds, [1], where)
-            self._number_question.objects[0] = ids(self._shared)
+            self._number_question.objects[0] = kernels.ids(self._shared)
             for column, name in enumerate(shared):
                 self._cells[name] = kernels.cells(where, column, kinds[0])
         names = (*shared, *self.written.states)

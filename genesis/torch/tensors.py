@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,11 +91,6 @@ def handles() -> Handles | None:
 # Getters that are written in C, for `map`: a thousand calls take a tenth of a millisecond.
 gradient_of: Any = vars(torch._C.TensorBase)["grad"].__get__
 _storage_of = Tensor.untyped_storage
-
-
-def ids(things: Sequence[Any]) -> np.ndarray:
-    """The `id` of each."""
-    return np.fromiter(map(id, things), np.int64, len(things))
 
 
 def storages(tensors: Iterable[Tensor]) -> list[Any]:
