@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from ..commit import assign, commit
 from . import reductions, storage, threads
+from .averaging import averaged
 from .clipping import clipped
 from .compiling import Kept
 from .copies import with_copy
@@ -240,10 +241,13 @@ def bind(
     scalars: np.ndarray,
     *,
     copy: str | None = None,
+    averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
 ) -> Bound:
     """See `target.Target`, as for the functions below."""
+    if averages:
+        rule = _averaged(rule)
     if clips:
         rule = _clipped(rule)
     if copy:
@@ -292,6 +296,11 @@ def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
     if like is None:
         return numba.njit(**{"error_model": "numpy", **options}, **INNER)(function)
     return type(like)(function, like.locals, like.targetoptions)
+
+
+@Kept
+def _averaged(rule: Callable) -> Callable:
+    return averaged(anew(rule, _callable), _callable)
 
 
 @Kept

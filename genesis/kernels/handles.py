@@ -181,6 +181,7 @@ def store(addresses, column, wide, bits):
 
 _NUMBER, _FLAG = types.int64, types.boolean
 _VECTOR, _MATRIX = (types.Array(_NUMBER, axes, "C") for axes in (1, 2))
+_PART = types.Array(_NUMBER, 2, "A")  # columns of a table that has others
 
 
 @once
@@ -225,7 +226,7 @@ class Question:
         )
         self._kept = functions, np.zeros(2 * FACTS, np.int64)
         self.compare = partial(
-            _compiled(look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, *[_MATRIX] * 3),
+            _compiled(look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, _PART, *[_MATRIX] * 2),
             functions.ctypes.data,
             within,
             self._kept[1].ctypes.data,

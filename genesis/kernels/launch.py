@@ -86,28 +86,25 @@ class Launch(OverTable):
         scalars: int,
         stream: Any,
         copy: Copy,
+        averages: bool,
         clips: bool,
         keys: Sequence[int] | None,
     ):
         super().__init__(columns, stream, keys)
-        # The kernel's first scalar is the factor on gradients, then come the rule's own.
-        self._scalars = np.empty(1 + scalars + clips, self._table.arithmetic)
+        # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
+        # average, and the value to which gradients are clipped.
+        self._scalars = np.empty(1 + scalars + 2 * averages + clips, self._table.arithmetic)
         self._pack = Struct(f"{len(self._scalars)}{self._scalars.dtype.char}").pack_into
         self._packed = self._scalars.data
         self._moments = None if keys is None else np.zeros(1, np.int64)
-        self._rule, self._copy, self._clips = rule, copy, clips
+        self._rule, self._around = rule, {"copy": copy, "averages": averages, "clips": clips}
         self._bind()
 
     def _bind(self) -> None:
         self._clip: Any = None
         self._zero: Any = None
         self._update = self._target.bind(
-            self._rule,
-            self._table,
-            self._scalars,
-            copy=self._copy,
-            clips=self._clips,
-            moments=self._moments,
+            self._rule, self._table, self._scalars, **self._around, moments=self._moments
         )
 
     @property
@@ -241,17 +238,26 @@ class FlatLaunch(Launch):
             whoever launches writes them down before, and keeps them alive until it is over.
     """
 
-    def __init__(self, rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int):
+    def __init__(
+        self,
+        rule: Callable,
+        sizes: Sequence[int],
+        storages: Sequence[str],
+        scalars: int,
+        copy: Copy,
+        averages: bool,
+        keys: Sequence[int] | None,
+    ):
         self._sizes, self._storages = sizes, storages
-        super().__init__(rule, (), scalars, None, None, False, None)
-        self.addresses = self._table.addresses
+        super().__init__(rule, (), scalars, None, copy, averages, False, keys)
+        self.addresses = self._table.addresses[:, : len(storages)]
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
         return compiling.target_named("cpu")
 
     def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         table = import_module(".table", __package__)
-        return table.FlatTable(self._sizes, self._storages, self._target)
+        return table.FlatTable(self._sizes, self._storages, self._target, keys)
 
 
 class Batch(OverTable):
@@ -283,6 +289,7 @@ def prepare(
     stream: Any = None,
     *,
     copy: Copy = None,
+    averages: bool = False,
     clips: bool = False,
     keys: Sequence[int] | None = None,
 ) -> Launch:
@@ -298,17 +305,27 @@ def prepare(
         copy: the last column is no state, but holds the new parameters in another storage type. Of a
             "copy" nobody reads what it held before; if it is the "master"'s copy, elements that were
             edited since the last update are taken over into the master. Default: None.
-        clips: whether elements of gradients are clipped, to one more scalar behind the rule's own. What
-            is multiplied into gradients, is before. Default: False.
+        averages: the last column, but for the copy, is an average of the new parameters over time.
+            How much of it is kept, and the weight of the parameters, are two more scalars behind the
+            rule's own. Default: False.
+        clips: whether elements of gradients are clipped, to one more scalar behind all others. What is
+            multiplied into gradients, is before. Default: False.
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, copy, clips, keys)
+    return launch(rule, columns, scalars, stream, copy, averages, clips, keys)
 
 
 def prepare_flat(
-    rule: Callable, sizes: Sequence[int], storages: Sequence[str], scalars: int
+    rule: Callable,
+    sizes: Sequence[int],
+    storages: Sequence[str],
+    scalars: int,
+    *,
+    copy: Copy = None,
+    averages: bool = False,
+    keys: Sequence[int] | None = None,
 ) -> FlatLaunch:
     """As `prepare`, for tensors on the CPU of which only addresses are known.
 
@@ -317,5 +334,6 @@ def prepare_flat(
         sizes: how many elements each row has, which lie flat in every column.
         storages: the storage types of gradients, parameters, and each of the rule's state buffers.
         scalars: how many numbers the rule takes apart from `hyper`.
+        copy, averages, keys: see `prepare`.
     """
-    return FlatLaunch(rule, sizes, storages, scalars)
+    return FlatLaunch(rule, sizes, storages, scalars, copy, averages, keys)

@@ -181,12 +181,21 @@ class FlatTable(AddressTable):
         sizes: the number of elements of each row.
         storages: the storage type of each column.
         target: what compiles and launches for the CPU.
+        keys: a number for each row, see `Table`.
     """
 
     scattered = False
 
-    def __init__(self, sizes: Sequence[int], storages: Sequence[str], target: Target):
-        addresses = np.zeros((len(sizes), len(storages)), np.int64)
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        storages: Sequence[str],
+        target: Target,
+        keys: Sequence[int] | None = None,
+    ):
+        addresses = np.zeros((len(sizes), len(storages) + (keys is not None)), np.int64)
+        if keys is not None:
+            addresses[:, -1] = keys
         super().__init__(addresses, cut(sizes, target.CHUNK), tuple(storages), sum(sizes))
 
 

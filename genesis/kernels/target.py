@@ -39,6 +39,7 @@ class Target(Protocol):
         scalars: np.ndarray,
         *,
         copy: str | None = None,
+        averages: bool = False,
         clips: bool = False,
         moments: np.ndarray | None = None,
     ) -> Update:
@@ -49,6 +50,8 @@ class Target(Protocol):
             table: the table; with `moments` it has keys.
             scalars: the factor on gradients and the rule's scalars, looked at when the update is made.
             copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
+            averages: the last column, or the one before the copy, holds an average of the parameter, see
+                `averaging.averaged`.
             clips: elements of gradients are clipped to the last scalar, see `clipping.clipped`.
             moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is
                 rounded at random, in a way that follows from it. Default: None, to the nearest.

@@ -16,7 +16,7 @@ from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
 from ..sparse import RowsView, SparseGrad
-from . import gradients, hooks, members, precision, shown, spelling
+from . import gradients, hooks, members, options, shown, spelling
 from .group import Group, Misplaced, misplace
 from .state import State
 
@@ -55,7 +55,7 @@ class Optimizer:
     _hypers: ClassVar[Mapping[str, Hyper]] = {}
     """The declarations of the hyper-parameters that every group has."""
     _options: ClassVar[Mapping[str, Hyper]] = {}
-    """Those of settings that a group may have besides; see `precision`."""
+    """Those of settings that a group may have besides; see `options`."""
     _always: ClassVar[tuple[str, ...]] = ()
     """The names of state buffers that every parameter has once it was updated."""
     _sometimes: ClassVar[tuple[str, ...]] = ()
@@ -91,7 +91,7 @@ class Optimizer:
                 if name not in group:
                     raise ValueError(f"Invalid group: it has no {name!r}, set group[{name!r}]")
                 declared.check(name, group[name])
-            for name in precision.HYPERS:
+            for name in options.HYPERS:
                 if name in group:
                     self._check_setting(name, group[name])
             self._check(group)
@@ -106,7 +106,7 @@ class Optimizer:
         declared = cls._hypers.get(name) or cls._options.get(name)
         if declared is not None:
             declared.check(name, value)
-        elif name in precision.HYPERS and value:
+        elif name in options.HYPERS and value is not None and value is not False:
             raise TypeError(f"{cls.__name__} does not support {name}")
 
     @classmethod
@@ -433,7 +433,7 @@ class Optimizer:
         missing = {*self._numbers, *self._always} - entries.keys()
         unknown = entries.keys() - {
             *(*self._numbers, *self._always, *self._sometimes),
-            *("step", "master"),  # with stochastic rounding and with master weights
+            *("step", *options.BUFFERS),
         }
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"

@@ -20,7 +20,7 @@ from .. import buffers, checks, hyper, kernels
 from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import arrays, members, precision
+from . import arrays, members, options
 from .gradients import Views
 from .state import State
 
@@ -40,15 +40,25 @@ class Bucket:
         numbers: what their state holds besides buffers, the same for all: "step" and perhaps more.
         after: what it will hold when the next step is done.
         first: whether a buffer of theirs is new, so that the next update is its first.
+        averages: whether an update takes them into an average, and `new_average` whether that begins.
         launch: how they are updated.
     """
 
-    __slots__ = ("_count", "after", "first", "launch", "numbers", "rows")
+    __slots__ = (
+        "_count", "after", "averages", "first", "launch", "new_average", "numbers", "rows"
+    )  # fmt: skip
 
     def __init__(
-        self, rows: list[int], numbers: dict[str, Any], first: bool, launch: kernels.Launch
+        self,
+        rows: list[int],
+        numbers: dict[str, Any],
+        first: bool,
+        averages: bool,
+        new_average: bool,
+        launch: kernels.Launch,
     ):
         self.rows = rows
+        self.averages, self.new_average = averages, new_average
         self.numbers = numbers
         self.after = dict(numbers)
         self.first = first
@@ -60,7 +70,14 @@ class Bucket:
         actions = [*self.launch.actions(), self._count]
         if self.first:
             actions.append(partial(setattr, self, "first", False))
+        if self.new_average:
+            actions.append(partial(setattr, self, "new_average", False))
         return actions
+
+    @property
+    def steady(self) -> bool:
+        """Whether `actions` always gives the same calls."""
+        return self.launch.steady and not self.first and not self.new_average
 
 
 class Plan:
@@ -107,7 +124,7 @@ class Plan:
         self.settings = settings
         self.scheduled = hyper.scheduled(recipe.hypers, settings)
         self.written = recipe.written_for(settings)
-        self.types = precision.of(settings)
+        self.options = options.of(settings)
         self.parameters, self._gradients = list(parameters), gradients
         self.called = members.names(settings, self.parameters)
         self.buckets: list[Bucket] = []
@@ -118,7 +135,7 @@ class Plan:
         self.state, self.edits = state, state.edits
         self.count, self._initial = state._edits, recipe.initial(self._settings_at(0))
         # Random bits and functions of the step need the number of the update, so it must be kept.
-        counts = self.types.stochastic_rounding or self.scheduled
+        counts = self.options.stochastic_rounding or self.scheduled
         self._kept = numbers or (("step",) if counts else ())
         self.views = [p._view for p in parameters]
         self._workings = [p._working for p in parameters]
@@ -133,11 +150,14 @@ class Plan:
                 self.written.count,
                 stream,
                 copy=key[0],
+                averages=self.options.averages,
                 clips=clips,
-                keys=[first + row for row in rows] if self.types.stochastic_rounding else None,
+                keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()
-            bucket = Bucket(rows, self._numbers[rows[0]], key[1], launch)
+            bucket = Bucket(
+                rows, self._numbers[rows[0]], key[1], self.options.averages, key[2], launch
+            )
             self.buckets.append(bucket)
             if self._kept:
                 self.numbers.update((self.parameters[row], bucket.numbers) for row in rows)
@@ -171,10 +191,12 @@ class Plan:
             what = members.label(self.first + row, self.called[row])
             arrays.writable(buffers.check(view, what), what)
             arrays.gradient(gradient, view, what)
-            entries, numbers, begins = self._entries(parameter, view, what)
+            entries, numbers, begins, new_average = self._entries(parameter, view, what)
             named = {"": view}
             for name in self.written.states:
                 named[name] = arrays.buffer(entries[name], name, what, view)
+            if self.options.averages:
+                named["ema"] = arrays.buffer(entries["ema"], "ema", what, view)
             copy: kernels.Copy = None
             working = self._workings[row]
             if "master" in entries:  # the rule updates the master; the parameter is a copy of it
@@ -195,17 +217,22 @@ class Plan:
             self._numbers[row] = numbers
             types = [buffers.layout(array)[:2] for array in self._tensors[row]]
             alone = row if isinstance(gradient, RowsView) else None
-            key = (copy, begins, alone, *numbers.values(), *types)
+            key = (copy, begins, new_average, alone, *numbers.values(), *types)
             found.setdefault(key, []).append(row)
         return found
 
     def _entries(
         self, parameter: Parameter, view: np.ndarray, what: str
-    ) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        """The parameter's state, completed if need be, the numbers in it, and if a buffer is new."""
+    ) -> tuple[dict[str, Any], dict[str, Any], bool, bool]:
+        """The parameter's state, completed if need be, and the numbers in it.
+
+        Also whether a buffer is new, and whether an average is.
+        """
         entries = dict(self.state.get(parameter) or {})
+        if "trained" in entries:
+            raise RuntimeError(options.SHOWS_AVERAGE.format(what=what))
         missing = [name for name in (*self._kept, *self.written.states) if name not in entries]
-        if self.types.master_weights and view.itemsize == 2 and "master" not in entries:
+        if self.options.master_weights and view.itemsize == 2 and "master" not in entries:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
             entries["master"] = buffers.copy_beside(wide, view)
             missing.append("master")
@@ -217,11 +244,16 @@ class Plan:
             elif name != "master":
                 begins = True
                 value = self._initial.get(name, 0.0)
-                entries[name] = buffers.full(value, like, self.types.state_dtype)
+                entries[name] = buffers.full(value, like, self.options.state_dtype)
+        new_average = self.options.averages and "ema" not in entries
+        if new_average:
+            options.check_average(like.itemsize, what)
+            entries["ema"] = buffers.full(0.0, like, None)
+            missing.append("ema")
         if missing:
             self.created[parameter] = entries
         numbers = {name: arrays.state_number(entries[name], name, what) for name in self._kept}
-        return entries, numbers or {"step": 0}, begins
+        return entries, numbers or {"step": 0}, begins, new_average
 
     def has_settings_of(self, group: dict[str, Any]) -> bool:
         """Whether a group is as it was when it was checked, but perhaps for another learning rate.
@@ -246,7 +278,7 @@ class Plan:
         """Whether settings, checked, ask for what the buckets were made for, with whatever numbers."""
         return (
             self.written is self.recipe.written_for(settings)
-            and self.types == precision.of(settings)
+            and self.options == options.of(settings)
             and self.scheduled == hyper.scheduled(self.recipe.hypers, settings)
         )
 
@@ -272,6 +304,8 @@ class Plan:
                 named = recipe.named(settings, before, step)
                 after.update(recipe.next_carried(named))
             values = scalars(settings, step, named, bucket.first)
+            if bucket.averages:
+                values = (*values, *options.weights(settings, bucket.new_average))
             if clip_value is not None:
                 values = (*values, clip_value)
             bucket.launch.set_scalars(scale, values, step)
@@ -432,7 +466,7 @@ class StepPlan:
             return self._kept
         actions = self._adopting(self.plans[0].state) if self._new and self.plans else []
         buckets = [bucket for plan in self.plans for bucket in plan.buckets]
-        steady = not self._new and all(b.launch.steady and not b.first for b in buckets)
+        steady = not self._new and all(bucket.steady for bucket in buckets)
         for plan in self.plans:
             actions += plan.actions()
         self._new = False

@@ -12,7 +12,7 @@ from typing import Any
 from .. import hyper
 from ..formulas import Formula, Numbers, OfSettings, Part, Recipe, Transform, composed
 from ..hyper import REQUIRED
-from . import precision, torch_flags
+from . import options, torch_flags
 from .rule_optimizer import RuleOptimizer
 
 
@@ -179,7 +179,7 @@ def _signature(
             default=inspect.Parameter.empty if default is REQUIRED else default,
         )
 
-    declared = {**recipe.hypers, "maximize": _MAXIMIZE, **precision.HYPERS}
+    declared = {**recipe.hypers, "maximize": _MAXIMIZE, **options.HYPERS}
     defaults = {name: hyper.default for name, hyper in declared.items()}
     defaults.update((name, torch_flags.DEFAULTS[name]) for name in flags)
     return inspect.Signature(
@@ -211,8 +211,8 @@ _PARAMS = (
     "Parameter)` pairs, or of group dicts."
 )
 _OPTIONS = (
-    "master_weights, state_dtype, stochastic_rounding: how state is kept and rounded, see "
-    "`genesis.optim.precision.Options`."
+    "master_weights, state_dtype, stochastic_rounding, ema_decay: how state is kept and rounded, and "
+    "an average of the parameters, see `genesis.optim.options.Options`."
 )
 _FLAGS = (
     "torch's, which choose among its implementations: accepted so that its code runs, and ignored."

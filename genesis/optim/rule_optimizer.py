@@ -14,7 +14,7 @@ from ..formulas import OfSettings, Recipe
 from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import members, precision, spelling, torch_flags
+from . import ema, members, options, spelling, torch_flags
 from .gradient_optimizer import GradientOptimizer
 from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
@@ -34,7 +34,7 @@ class RuleOptimizer(GradientOptimizer):
 
     _recipe: ClassVar[Recipe]
     _positional: ClassVar[tuple[str, ...]]
-    _options = precision.HYPERS
+    _options = options.HYPERS
     _check_settings: ClassVar[OfSettings | None] = None
     _takes_sparse: ClassVar[OfSettings | bool] = False
     _takes_dense: ClassVar[bool] = True
@@ -101,6 +101,12 @@ class RuleOptimizer(GradientOptimizer):
         takes = self._takes_sparse
         if is_sparse and not (takes(group) if isinstance(takes, OfSettings) else takes):
             super()._check_gradient(group, view)
+        if is_sparse and group.get("ema_decay") is not None:
+            raise TypeError(
+                f"{type(self).__name__} takes no SparseGrad with ema_decay, since averages of rows "
+                "without gradient would stand still: keep them with "
+                "genesis.optim.swa_utils.AveragedParameters"
+            )
 
     # ---- the step ----
 
@@ -220,6 +226,44 @@ class RuleOptimizer(GradientOptimizer):
             self._check_lr,
             clips,
         )
+
+    # ---- averages ----
+
+    def swap_ema(self) -> None:
+        """Let parameters show their averages, for an evaluation; the second call puts them back.
+
+        Needs `ema_decay` (see `genesis.optim.options.Options`). What the parameters were is kept in the
+        state under "trained", exactly, and counts in checkpoints too; the averages stay in "ema".
+        Until the second call no step is possible. Parameters without an average, which have had no step
+        yet, stay as they are.
+
+        Raises:
+            RuntimeError: no parameter has an average.
+            TypeError, ValueError: an array does not fit its place or cannot be written. Nothing has
+                been written.
+
+        Example:
+            >>> import numpy as np, genesis
+            >>> x = np.array([1.0])
+            >>> opt = genesis.optim.SGD([genesis.Parameter(x)], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     _ = opt.step(grads=[np.array([1.0])])
+            >>> opt.swap_ema()
+            >>> x  # half of 0, after the first step, and half of -1
+            array([-0.5])
+            >>> opt.swap_ema()
+            >>> x
+            array([-1.])
+        """
+        everyone = [
+            (parameter, members.label(number, name))
+            for number, (parameter, name) in enumerate(
+                pair
+                for group in self.param_groups
+                for pair in zip(group["params"], members.names(group, group["params"]))
+            )
+        ]
+        commit(ema.swap(everyone, self._state, self._stream))
 
     # ---- devices ----
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..optim import precision
+from ..optim import options
 from ..optim.rule_optimizer import RuleOptimizer
 from . import optimizers
 from .plan import Formula
@@ -111,7 +111,7 @@ def of(rule: type[RuleOptimizer]) -> Any:
     if torchs is not None and rule.__module__.startswith("genesis.optim."):
         return torchs
     signature = inspect.signature(rule)
-    kept = [p for p in signature.parameters.values() if p.name not in precision.HYPERS]
+    kept = [p for p in signature.parameters.values() if p.name not in options.HYPERS]
     body = {
         "__module__": rule.__module__ or "__main__",
         "__qualname__": rule.__qualname__,

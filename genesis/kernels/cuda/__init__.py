@@ -174,6 +174,7 @@ def bind(
     scalars: np.ndarray,
     *,
     copy: str | None = None,
+    averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
 ) -> Update:
@@ -182,6 +183,8 @@ def bind(
         raise NotImplementedError(
             "stochastic_rounding works on the CPU only: use master_weights on a GPU"
         )
+    if averages:
+        rule = templates.rule_with_average(rule)
     if clips:
         rule = templates.rule_with_clip(rule)
     if copy:

@@ -13,6 +13,7 @@ from numba.core import types
 
 from ... import cuda_driver
 from .. import reductions
+from ..averaging import averaged
 from ..clipping import clipped
 from ..compiling import Kept
 from ..copies import with_copy
@@ -172,6 +173,12 @@ def copy_strided(geometry, numbers):
             source += position * geometry[2 + axes + axis]
             target += position * geometry[2 + 2 * axes + axis]
         write((target,), 0, read((source,), 0))
+
+
+@Kept
+def rule_with_average(rule: Callable) -> Callable:
+    """A rule that takes its parameter into an average, see `averaging.averaged`."""
+    return averaged(rule, _device_rule)
 
 
 @Kept

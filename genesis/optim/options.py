@@ -1,0 +1,99 @@
+"""What every elementwise optimizer can be told besides its formula's hyper-parameters.
+
+In which data types it keeps its state, how it rounds what it stores in 16 bits, and whether it keeps
+an average of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from .. import buffers, hyper
+
+STATE_TYPES = {name: dtype for dtype, name in buffers.FLOAT_TYPES.items()}
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every elementwise optimizer takes, and every group may override.
+
+    Those on state take effect when a parameter's state is created, at its first step.
+
+    master_weights: keep a float32 copy of each 16-bit parameter in the state ("master"), update that
+        one and round it into the parameter in the same pass. Default: False, as in torch; a step far
+        smaller than the parameter is then lost in rounding.
+    state_dtype: "float64", "float32", "float16" or "bfloat16", the type in which new state buffers
+        are kept. Default: None, the parameter's (the master's, if there is one).
+    stochastic_rounding: round what is stored as bfloat16 up or down at random, in proportion to what
+        lies between, so that small steps count on average. The random bits follow from the number of
+        the parameter and of its update, from nothing else: a run can be repeated. Default: False.
+    ema_decay: how much of an exponential average of the parameter is kept at each step, in [0, 1]. The
+        average is in the state ("ema"), in the parameter's data type (the master's, if there is one),
+        and costs no pass of its own: at a parameter's first step it is what the parameter became, and
+        from then on `ema = ema_decay * ema + (1 - ema_decay) * parameter`. `swap_ema()` lets
+        parameters show it. Default: None, no average.
+    """
+
+    master_weights: bool
+    state_dtype: str | None
+    stochastic_rounding: bool
+    ema_decay: float | None
+
+
+HYPERS = {
+    "master_weights": hyper.flag(False),
+    "state_dtype": hyper.word(tuple(STATE_TYPES)),
+    "stochastic_rounding": hyper.flag(False),
+    "ema_decay": hyper.number(None, low=0, most=1, unset=True),
+}
+"""The declarations of these options."""
+
+BUFFERS = ("master", "ema", "trained")
+"""The state buffers that belong to options and not to a formula: the last is what a parameter was
+before `swap_ema`."""
+
+
+class InForce(NamedTuple):
+    """What a group's options say of the state: what changes with them is laid out anew."""
+
+    master_weights: bool
+    state_dtype: np.dtype | None
+    stochastic_rounding: bool
+    averages: bool
+
+
+def of(group: Mapping[str, Any]) -> InForce:
+    """The options in force for a group."""
+    name = group.get("state_dtype")
+    return InForce(
+        group.get("master_weights", False),
+        None if name is None else STATE_TYPES[name],
+        group.get("stochastic_rounding", False),
+        group.get("ema_decay") is not None,
+    )
+
+
+def weights(group: Mapping[str, Any], begins: bool) -> tuple[float, float]:
+    """How much of an average is kept in the next update, and the weight of the parameter in it.
+
+    A new average `begins` with the parameter.
+    """
+    weight = 1.0 if begins else 1.0 - group["ema_decay"]
+    return 1.0 - weight, weight
+
+
+def check_average(bytes_of_element: int, what: str) -> None:
+    """Raise ValueError if a parameter with elements of so many bytes cannot have an average."""
+    if bytes_of_element == 2:
+        raise ValueError(
+            f"{what} has 16 bits, in which an average stands still: with ema_decay set "
+            "master_weights=True, and the average is that of the float32 master"
+        )
+
+
+SHOWS_AVERAGE = (
+    "{what} shows its average since swap_ema(), and cannot be updated: call swap_ema() again before "
+    "the next step"
+)
