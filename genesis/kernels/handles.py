@@ -226,7 +226,9 @@ class Question:
         )
         self._kept = functions, np.zeros(2 * FACTS, np.int64)
         self.compare = partial(
-            _compiled(look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, _PART, *[_MATRIX] * 2),
+            _compiled(
+                look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, _PART, *[_MATRIX] * 2
+            ),
             functions.ctypes.data,
             within,
             self._kept[1].ctypes.data,

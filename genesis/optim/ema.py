@@ -44,9 +44,7 @@ def swap(everyone: list[tuple[Parameter, str]], state: State, stream: Any) -> li
         if back:
             del entries["trained"]
         else:
-            entries["trained"] = buffers.copy_beside(
-                buffers.host_copy(buffers.given(view)), view
-            )
+            entries["trained"] = buffers.copy_beside(buffers.host_copy(buffers.given(view)), view)
         after[parameter] = entries
     if not changed:
         raise RuntimeError(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from .. import optim
-from .plan import Formula
+from .plan import Formula, state_type
 from .stepping import FusedStep
 
 
@@ -65,6 +65,14 @@ class Adagrad(_OneFormula, torch.optim.Adagrad):
     """`torch.optim.Adagrad`, whose step is a launch of genesis; see `genesis.torch`."""
 
     _its_formula = _formula(optim.Adagrad)
+
+    def __init__(self, params: Any, *args: Any, **given: Any):
+        super().__init__(params, *args, **given)
+        for group in self.param_groups:
+            for param in group["params"]:
+                # Torch begins this state here, in the parameter's type.
+                entries = self.state[param]
+                entries["sum"] = entries["sum"].to(state_type(param, group))
 
 
 class Adadelta(_OneFormula, torch.optim.Adadelta):

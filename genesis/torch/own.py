@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..optim import options
 from ..optim.rule_optimizer import RuleOptimizer
 from . import optimizers
 from .plan import Formula
@@ -24,7 +23,7 @@ class RuleOfTensors(FusedStep, torch.optim.Optimizer):
 
     Args:
         params: as for any torch optimizer.
-        args, given: the rule's hyper-parameters, as for its own class.
+        args, given: the rule's hyper-parameters and options, as for its own class.
     """
 
     rule: ClassVar[type[RuleOptimizer]]
@@ -36,11 +35,7 @@ class RuleOfTensors(FusedStep, torch.optim.Optimizer):
         self._begin(strict=True)
         self._helper = self.rule.__new__(self.rule)
         defaults = self.rule._bound(self._helper, args, given)
-        if given:
-            raise TypeError(
-                f"{type(self).__name__}.__init__() takes no {min(given)!r}: state is kept in the "
-                "parameter's data type, and rounded to the nearest"
-            )
+        self._take_options(given)
         defaults["maximize"] = maximize
         self._check({name: plain(value) for name, value in defaults.items()})
         torch.optim.Optimizer.__init__(self, params, {**defaults, "differentiable": False})
@@ -110,13 +105,11 @@ def of(rule: type[RuleOptimizer]) -> Any:
     torchs = getattr(optimizers, name, None)
     if torchs is not None and rule.__module__.startswith("genesis.optim."):
         return torchs
-    signature = inspect.signature(rule)
-    kept = [p for p in signature.parameters.values() if p.name not in options.HYPERS]
     body = {
         "__module__": rule.__module__ or "__main__",
         "__qualname__": rule.__qualname__,
         "__doc__": f"{name} for torch's parameters, by `genesis.torch.of`.\n\n{rule.__doc__ or ''}",
-        "__signature__": signature.replace(parameters=kept),
+        "__signature__": inspect.signature(rule),
         "rule": rule,
         "_its_formula": Formula(rule._recipe, rule._numbers, completes=True),
     }

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from .. import hyper, kernels
 from ..formulas import Recipe
+from ..optim import options
 from .tensors import (
     PLAIN,
     TYPES,
+    filled_like,
     gradient_of,
     handles,
     laid_like,
@@ -36,6 +38,7 @@ from .tensors import (
     unreachable,
 )
 
+_TORCH = {name: dtype for dtype, name in TYPES.items()}
 _NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
 State = dict[Tensor, dict[str, Any]]
 
@@ -57,6 +60,10 @@ class Formula(NamedTuple):
         """What a group says of the hyper-parameters, in Python's numbers."""
         found = {name: plain(group[name]) for name in self.recipe.hypers}
         found["maximize"] = group["maximize"]
+        for name, declared in options.HYPERS.items():
+            if name in group:
+                declared.check(name, group[name])
+                found[name] = plain(group[name])
         return found
 
     def at(self, settings: dict[str, Any], step: int) -> dict[str, Any]:
@@ -64,9 +71,30 @@ class Formula(NamedTuple):
         hypers = self.recipe.hypers
         return hyper.at(hypers, settings, hyper.scheduled(hypers, settings), step)
 
-    def names(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """What there is in the state of a parameter: numbers, then buffers."""
-        return (*self.numbers, *self.recipe.written_for(settings).states)
+    @property
+    def every_number(self) -> tuple[str, ...]:
+        """The names of all numbers that state may hold."""
+        return self.numbers or ("step",)
+
+    def numbers_for(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the numbers that state holds with these settings."""
+        # Random bits need the number of the update, so it must be kept.
+        return self.numbers or (("step",) if settings.get("stochastic_rounding") else ())
+
+
+def state_type(param: Tensor, settings: Mapping[str, Any]) -> torch.dtype:
+    """The type of a parameter's new state buffers."""
+    if settings.get("state_dtype") is not None:
+        return _TORCH[settings["state_dtype"]]
+    has_master = settings.get("master_weights") and param.dtype in TYPES and param.itemsize == 2
+    return torch.float32 if has_master else param.dtype
+
+
+def _no_tensor(value: Any, name: str) -> str | None:
+    """Why a kernel cannot reach what a state holds under a name; None: it can."""
+    if not isinstance(value, Tensor):
+        return f"state whose {name!r} is no tensor"
+    return unreachable(value, f"state {name!r}")
 
 
 def left_to_torch(group: Mapping[str, Any]) -> str | None:
@@ -95,8 +123,13 @@ class Member:
         row: its position in the group.
         param, grad: the parameter and its gradient.
         entries: its state.
-        buffers: its state buffers, those in `created` among them.
-        created: what is to be put into the state.
+        tensors: what an update writes, by the name in the state, in the order of the table's columns
+            behind the gradient; the parameter itself has no name.
+        created: those of them that are to be put into the state.
+        numbers: what its state holds besides.
+        number_type: the type of that.
+        first: whether a buffer is new, so that the next update is the first.
+        new_average: whether an average is.
     """
 
     def __init__(
@@ -105,11 +138,24 @@ class Member:
         param: Tensor,
         grad: Tensor,
         entries: dict[str, Any],
-        buffers: list[Tensor],
+        tensors: dict[str, Tensor],
         created: dict[str, Any],
+        numbers: dict[str, float],
+        number_type: torch.dtype,
+        first: bool,
+        new_average: bool,
     ):
         self.row, self.param, self.grad = row, param, grad
-        self.entries, self.buffers, self.created = entries, buffers, created
+        self.entries, self.tensors, self.created = entries, tensors, created
+        self.numbers, self.number_type = numbers, number_type
+        self.first, self.new_average = first, new_average
+
+    @property
+    def kind(self) -> tuple:
+        """What one launch must have in common."""
+        types = [tensor.dtype for tensor in (self.grad, *self.tensors.values())]
+        numbers = self.number_type, *self.numbers.items()
+        return (self.first, self.new_average, *numbers, *self.tensors, *types)
 
 
 class Bucket:
@@ -120,11 +166,12 @@ class Bucket:
         formula: what is done with them.
         settings: those of the group.
         members: the parameters.
-        numbers: what their state holds besides buffers, the same for all.
-        number_type: the type of that.
-        first: whether a buffer is new, so that the next update is their first.
+        keys: a number for each, from which follow the random bits by which it is rounded; or None.
 
     Attributes:
+        numbers: what their state holds besides buffers, the same for all.
+        first: whether a buffer is new, so that the next update is their first.
+        new_average: whether an average is.
         refused: the rows that `take` could not take, as far as it is known.
     """
 
@@ -134,26 +181,37 @@ class Bucket:
         formula: Formula,
         settings: dict[str, Any],
         members: list[Member],
-        numbers: dict[str, float],
-        number_type: torch.dtype,
-        first: bool,
+        keys: list[int] | None,
     ):
-        self.group, self.numbers, self.first, self.formula = group, numbers, first, formula
+        self.group, self.formula = group, formula
+        one = members[0]
+        self.numbers, number_type, self.first = dict(one.numbers), one.number_type, one.first
+        numbers = self.numbers
+        self.averages, self.new_average = "ema" in one.tensors, one.new_average
         self.written = formula.recipe.written_for(settings)
+        self.options = options.of(settings)
         self.rows = [member.row for member in members]
         self.params = [member.param for member in members]
         self.entries = [member.entries for member in members]
         self.refused: list[int] = []
-        buffers = [list(column) for column in zip(*(member.buffers for member in members))]
-        one, *others = [member.grad for member in members[:1]], self.params, *buffers
-        columns = [one, *others]
+        others = [list(column) for column in zip(*(m.tensors.values() for m in members))]
+        columns = [[one.grad], *others]
         sizes = [param.numel() for param in self.params]
         types = [TYPES[column[0].dtype] for column in columns]
-        self.launch = kernels.prepare_flat(self.written.rule, sizes, types, self.written.count)
+        self.launch = kernels.prepare_flat(
+            self.written.rule,
+            sizes,
+            types,
+            self.written.count,
+            copy="master" if "master" in one.tensors else None,
+            averages=self.averages,
+            keys=keys,
+        )
         self._lasting = list(chain(*others))
         answering = handles()
         assert answering is not None  # or nothing had been fit for a bucket
-        self._question = kernels.question(*answering, 1, types, sizes, self.launch.addresses)
+        own = 1 + list(one.tensors).index("")
+        self._question = kernels.question(*answering, own, types, sizes, self.launch.addresses)
         self._question.objects[:, 1:] = kernels.ids(self._lasting).reshape(len(others), -1).T
         self._gatherer = kernels.gatherer(self.rows, PLAIN, self._question.objects)
         itemsizes = [column[0].element_size() for column in columns]
@@ -170,12 +228,15 @@ class Bucket:
             self._number_question.objects[0] = kernels.ids(self._shared)
             for column, name in enumerate(shared):
                 self._cells[name] = kernels.cells(where, column, kinds[0])
-        names = (*shared, *self.written.states)
+        names = (*shared, *(name for name in one.tensors if name))
         created = [{**shared, **member.created} for member in members]
         self._handing_over = [
             partial(entries.update, new) for entries, new in zip(self.entries, created) if new
         ]
-        held = [(*self._shared, *member.buffers) for member in members]
+        held = [
+            (*self._shared, *(tensor for name, tensor in member.tensors.items() if name))
+            for member in members
+        ]
         self.kept = kernels.kept_entries(self.entries, names, held) if names else None
 
         self.after: dict[str, float] = {}
@@ -265,7 +326,9 @@ class Bucket:
             named = recipe.named(settings, before, step)
             after.update(recipe.next_carried(named))
         values = self.written.scalars(settings, step, named, self.first)
-        self.launch.set_scalars(-factor if settings["maximize"] else factor, values)
+        if self.averages:
+            values = (*values, *options.weights(settings, self.new_average))
+        self.launch.set_scalars(-factor if settings["maximize"] else factor, values, step)
         self.after = {name: cell.rounded(after[name]) for name, cell in self._cells.items()}
 
     def actions(self) -> list[partial]:
@@ -276,6 +339,7 @@ class Bucket:
             *self._handing_over,
             partial(self.numbers.update, self.after),
             partial(setattr, self, "first", False),
+            partial(setattr, self, "new_average", False),
             # What `torch.autograd.graph.increment_version` calls: that one is not written in C.
             partial(torch._C._increment_version, self.params),
         ]
@@ -328,10 +392,10 @@ class Plan:
         self._asked = [left_to_torch(group) for group in groups]
         self.settings = [formula.settings(group) for formula, group in zip(self._formulas, groups)]
         refused: dict[tuple[int, int], str] = {}
+        before = 0
         for i, (group, formula, params) in enumerate(zip(groups, self._formulas, self._params)):
             left, left_rows, absent, gradients = [], [], [], list(map(gradient_of, params))
             found: dict[tuple, list[Member]] = {}
-            known: dict[tuple, tuple] = {}
             for row, (param, grad) in enumerate(zip(params, gradients)):
                 if grad is None:
                     absent.append(row)
@@ -341,16 +405,15 @@ class Plan:
                 may_change = always is None and reason is not None
                 if reason is None:
                     entries = state.get(param, {})
+                    if "trained" in entries:
+                        what = f"parameter {row} of group {i}"
+                        raise RuntimeError(options.SHOWS_AVERAGE.format(what=what))
                     made = self._member(row, param, grad, entries, formula, i, group)
                     if isinstance(made, str):
                         reason = made
                     else:
-                        member, numbers, number_type, first = made
-                        types = [tensor.dtype for tensor in (grad, param, *member.buffers)]
-                        key = (first, number_type, *numbers.values(), *types)
-                        found.setdefault(key, []).append(member)
-                        known[key] = numbers, number_type, first
-                        if param not in state and formula.names(self.settings[i]):
+                        found.setdefault(made.kind, []).append(made)
+                        if param not in state and (made.numbers or made.created):
                             self._new.append((param, entries))
                 if reason is not None:
                     left.append(param)
@@ -359,13 +422,17 @@ class Plan:
             self.left.append(left)
             self._left_rows.append(left_rows)
             self._absent.append(absent)
-            for key, members in found.items():
-                bucket = Bucket(i, formula, self.settings[i], members, *known[key])
+            for members in found.values():
+                keys = None
+                if self.settings[i].get("stochastic_rounding"):
+                    keys = [before + member.row for member in members]
+                bucket = Bucket(i, formula, self.settings[i], members, keys)
                 self.buckets.append(bucket)
                 if not bucket.take(gradients):
                     # None is known where another thread is at work.
                     for row in bucket.refused or bucket.rows:
                         refused[i, row] = "memory out of reach"
+            before += len(params)
         return refused
 
     def _member(
@@ -377,49 +444,76 @@ class Plan:
         formula: Formula,
         i: int,
         group: dict[str, Any],
-    ) -> tuple[Member, dict[str, float], torch.dtype, bool] | str:
-        """A parameter with its state, what numbers it has, and whether a buffer is new; or why not."""
+    ) -> Member | str:
+        """A parameter with its state, completed; or why it cannot be updated here."""
         if type(entries) is not dict:
             return f"state of class {type(entries).__name__}"
         settings = self.settings[i]
-        initial: dict[str, Any] | None = None
-        created: dict[str, Any] = {}
+        asked = options.of(settings)
+        initial = formula.recipe.initial(formula.at(settings, 0))
         numbers: dict[str, float] = {}
-        buffers: list[Tensor] = []
         number_type = _number_type(group)
-        for name in formula.names(settings):
-            tensor = entries.get(name)
-            if tensor is None:
-                # A class without numbers (SGD) begins whenever its buffer is missing, as in torch.
-                if entries and formula.numbers and not formula.completes:
+        # A class without numbers (SGD) begins whenever its buffer is missing, as in torch.
+        whole = bool(entries and formula.numbers and not formula.completes)
+        for name in formula.numbers_for(settings):
+            number = entries.get(name)
+            if number is None:
+                if whole:
                     return f"state without {name!r}"
-                initial = initial or formula.recipe.initial(formula.at(settings, 0))
-                if name in formula.numbers:
-                    numbers[name] = float(initial[name])
-                    continue
-                value = initial.get(name, 0.0)
-                tensor = torch.full_like(param, value, memory_format=torch.preserve_format)
-                created[name] = tensor
-            if not isinstance(tensor, Tensor):
-                return f"state whose {name!r} is no tensor"
-            reason = unreachable(tensor, f"state {name!r}")
+                numbers[name] = float(initial[name])
+                continue
+            reason = _no_tensor(number, name)
             if reason is not None:
                 return reason
-            if name in formula.numbers:
-                if tensor.ndim or tensor.dtype not in _NUMBER_TYPES:
-                    return f"state whose {name!r} is no number"
-                numbers[name], number_type = tensor.item(), tensor.dtype
-                continue
-            if tensor.shape != param.shape:
-                return f"state {name!r} of another shape"
-            if not lies_like(tensor, param):
-                tensor = created[name] = laid_like(tensor, param)
-            buffers.append(tensor)
+            if number.ndim or number.dtype not in _NUMBER_TYPES:
+                return f"state whose {name!r} is no number"
+            numbers[name], number_type = number.item(), number.dtype
         step = numbers.get("step", 0.0)
         if not 0 <= step < 2**53 or step != int(step):
             return "state whose 'step' is no count"
-        first = any(name in created and entries.get(name) is None for name in created)
-        return Member(row, param, grad, entries, buffers, created), numbers, number_type, first
+
+        # The rule updates the master, if there is one, of which the parameter is a copy.
+        tensors: dict[str, Any] = {}
+        master = entries.get("master")
+        if master is None and asked.master_weights and param.element_size() == 2:
+            master = laid_like(param.detach(), param, torch.float32)
+        if master is None:
+            tensors[""] = param
+        else:
+            tensors["master"] = master
+        like = param if master is None else master
+        states = formula.recipe.written_for(settings).states
+        for name in states:
+            tensors[name] = entries.get(name)
+            if tensors[name] is None:
+                if whole:
+                    return f"state without {name!r}"
+                kind = state_type(like, settings)
+                tensors[name] = filled_like(param, initial.get(name, 0.0), kind)
+        if asked.averages:
+            tensors["ema"] = entries.get("ema")
+            if tensors["ema"] is None:
+                options.check_average(like.element_size(), f"parameter {row} of group {i}")
+                tensors["ema"] = filled_like(param, 0.0, like.dtype)
+        tensors.setdefault("", param)
+        created = {}
+        for name, tensor in tensors.items():
+            if not name:
+                continue
+            reason = _no_tensor(tensor, name)
+            if reason is not None:
+                return reason
+            if tensor.shape != param.shape:
+                return f"state {name!r} of another shape"
+            if not lies_like(tensor, param):
+                tensor = tensors[name] = laid_like(tensor, param)
+            if tensor is not entries.get(name):
+                created[name] = tensor
+        first = any(entries.get(name) is None for name in states)
+        new_average = asked.averages and entries.get("ema") is None
+        return Member(
+            row, param, grad, entries, tensors, created, numbers, number_type, first, new_average
+        )
 
     def _sharing(self) -> dict[tuple[int, int], str]:
         """Those that share memory with others, of which the step writes one; sorts what it writes."""
@@ -477,8 +571,9 @@ class Plan:
                     return False
             gradients.append(found)
         for bucket in self.buckets:
-            written = bucket.formula.recipe.written_for(self.settings[bucket.group])
-            if written is not bucket.written:
+            settings = self.settings[bucket.group]
+            written = bucket.formula.recipe.written_for(settings)
+            if written is not bucket.written or options.of(settings) != bucket.options:
                 return False
             if bucket.kept is not None and not bucket.kept.are_same():
                 return False

@@ -6,13 +6,16 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from .. import checks, kernels
 from ..commit import commit
+from ..optim import options
 from .plan import Formula, Plan, unshared
+from .tensors import TYPES
 
 logger = logging.getLogger("genesis")
 
@@ -40,9 +43,13 @@ class FusedStep:
     """What makes a torch optimizer step by genesis: a class that comes before torch's own.
 
     Args:
-        params, args, options: as for the torch optimizer of this name.
+        params, args, given: as for the torch optimizer of this name.
         strict: let a step that would leave parameters to torch's own raise RuntimeError instead, before
             anything is written. Default: False.
+        master_weights, state_dtype, stochastic_rounding, ema_decay: see
+            `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
+            its own. With one of them nothing is left to torch's own step, which knows none. Default:
+            not there.
 
     Attributes:
         strict: see above; it may be changed at any time.
@@ -56,22 +63,32 @@ class FusedStep:
     _torch_step: ClassVar[Any] = None
     """Torch's own step, without its hooks: they are run by the one that calls it."""
 
-    def __init_subclass__(cls, **options: Any):
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls, **given: Any):
+        super().__init_subclass__(**given)
         base = next((b for b in cls.__mro__ if vars(torch.optim).get(b.__name__) is b), None)
         if base is None or base is torch.optim.Optimizer or "_torch_step" in cls.__dict__:
             return
         cls._torch_step = staticmethod(_unhooked(base.step))  # type: ignore[attr-defined]
         if "__init__" not in cls.__dict__:
             signature = inspect.signature(base)
-            strict = inspect.Parameter("strict", inspect.Parameter.KEYWORD_ONLY, default=False)
+            defaults = {name: declared.default for name, declared in options.HYPERS.items()}
+            further = [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+                for name, default in {"strict": False, **defaults}.items()
+            ]
             cls.__signature__ = signature.replace(  # type: ignore[attr-defined]
-                parameters=[*signature.parameters.values(), strict]
+                parameters=[*signature.parameters.values(), *further]
             )
 
-    def __init__(self, params: Any, *args: Any, strict: bool = False, **options: Any):
+    def __init__(self, params: Any, *args: Any, strict: bool = False, **given: Any):
         self._begin(strict)
-        super().__init__(params, *args, **options)  # type: ignore[call-arg]
+        self._take_options(given)
+        super().__init__(params, *args, **given)  # type: ignore[call-arg]
+
+    def _take_options(self, given: dict[str, Any]) -> None:
+        """Take out of a constructor's arguments what torch's optimizers do not know."""
+        self._options = {name: given.pop(name) for name in options.HYPERS if name in given}
+        _check_options(self._options)
 
     def _begin(self, strict: bool) -> None:
         self.strict = strict
@@ -80,6 +97,15 @@ class FusedStep:
         self._plans: list[Plan] = []
         self._paths = Paths()
         self._told: set[str] = set()
+        self._loading: dict[str, Any] | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.defaults.update(self._options)  # torch's constructor has made others, and adds groups
+        if isinstance(param_group, dict):
+            _check_options(param_group)
+        super().add_param_group(param_group)  # type: ignore[misc]
+
+    add_param_group.__doc__ = torch.optim.Optimizer.add_param_group.__doc__
 
     def _unshare(self) -> None:
         """Give each parameter numbers of its own in the state: others than this step are to see it."""
@@ -87,20 +113,62 @@ class FusedStep:
         seen: set[int] = set()
         for group in self.param_groups:
             entries = [self.state[param] for param in group["params"] if param in self.state]
-            unshared(entries, self._formula(group).numbers, seen)
+            unshared(entries, self._formula(group).every_number, seen)
 
     def state_dict(self) -> dict[str, Any]:
         self._unshare()
         return super().state_dict()  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but state buffers of groups with options keep the type in which they were saved.
+
+        Torch makes the parameter's type of all of them, and an average or a master would be lost.
+        """
+
+        def note(optimizer: Any, state_dict: dict[str, Any]) -> None:
+            self._loading = state_dict
+
+        # The last hook sees what the others have made of it, and torch loads just that.
+        handle = self.register_load_state_dict_pre_hook(note)  # type: ignore[attr-defined]
+        try:
+            super().load_state_dict(state_dict)  # type: ignore[misc]
+        finally:
+            handle.remove()
+            self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "strict": self.strict}  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         strict = state.get("strict", self.__dict__.get("strict", False))
+        loading = self.__dict__.get("_loading")
         self._begin(strict)
         super().__setstate__(state)  # type: ignore[misc]
+        self._options = {
+            name: self.defaults[name] for name in options.HYPERS if name in self.defaults
+        }
+        for group in self.param_groups:
+            for name, value in self._options.items():
+                group.setdefault(name, value)
+        if loading is not None:
+            self._keep_types(loading)
         self._unshare()
+
+    def _keep_types(self, loading: dict[str, Any]) -> None:
+        """Take state buffers from a state dict in their own types, which torch has converted."""
+        for group, saved in zip(self.param_groups, loading["param_groups"]):
+            for param, number in zip(group["params"], saved["params"]):
+                entries = loading["state"].get(number, {})
+                if not any(name in entries for name in options.BUFFERS) and not asked(group):
+                    continue
+                for name, value in entries.items():
+                    own = self.state[param].get(name)
+                    if (
+                        isinstance(value, torch.Tensor)
+                        and isinstance(own, torch.Tensor)
+                        and value.dtype != own.dtype
+                    ):
+                        self.state[param][name] = value.detach().to(own.device, copy=True)
 
     def _formula(self, group: dict[str, Any]) -> Formula:
         """What is done with the parameters of a group."""
@@ -127,6 +195,11 @@ class FusedStep:
                 genesis; or no torch optimizer could do it either.
         """
         if torch.compiler.is_compiling() and self._torch_step is not None:
+            if any(map(asked, self.param_groups)):
+                raise RuntimeError(
+                    f"{type(self).__name__}.step cannot be compiled with {', '.join(options.HYPERS)}, "
+                    "which torch's own step does not know: leave it out of torch.compile"
+                )
             if self._plans:
                 self._unshare()
             return type(self)._torch_step(self, closure)
@@ -166,6 +239,52 @@ class FusedStep:
         self._paths = Paths(*counts, plan.without, plan.reasons)
         self._plans.append(plan)
 
+    def swap_ema(self) -> None:
+        """Let parameters show their averages, for an evaluation; the second call puts them back.
+
+        Needs `ema_decay`. What the parameters were is kept in the state under "trained", exactly, and
+        counts in checkpoints too; the averages stay in "ema". Until the second call no step is
+        possible. Parameters without an average, which have had no step yet, stay as they are.
+
+        Raises:
+            RuntimeError: no parameter has an average.
+
+        Example:
+            >>> import torch, genesis.torch
+            >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+            >>> optimizer = genesis.torch.SGD([p], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     p.grad = torch.tensor([1.0])
+            ...     optimizer.step()
+            >>> optimizer.swap_ema()
+            >>> p.data  # half of 0, after the first step, and half of -1
+            tensor([-0.5000])
+            >>> optimizer.swap_ema()
+            >>> p.data
+            tensor([-1.])
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        back = any("trained" in self.state.get(param, {}) for param in params)
+        name = "trained" if back else "ema"
+        actions: list[partial] = []
+        for param in params:
+            entries = self.state.get(param, {})
+            if name not in entries:
+                continue
+            shown = param.detach()  # has the memory and the version of the parameter
+            if back:
+                actions.append(partial(entries.pop, name))
+            else:
+                actions.append(partial(entries.update, trained=shown.clone()))
+            actions.append(partial(shown.copy_, entries[name]))
+        if not actions:
+            raise RuntimeError(
+                "swap_ema() found no averages: construct the optimizer with ema_decay, for example "
+                "ema_decay=0.999, and let it step first"
+            )
+        self._plans.clear()
+        commit(actions)
+
     def _planned(self) -> Plan:
         """The plan for this step, the kept one if it fits. Nothing has changed so far."""
         formulas = [self._formula(group) for group in self.param_groups]
@@ -191,6 +310,11 @@ class FusedStep:
             raise RuntimeError(
                 f"{name}(strict=True) would leave {left} parameters to torch's own step ({why})"
             )
+        if any(params and asked(group) for group, params in zip(self.param_groups, plan.left)):
+            raise RuntimeError(
+                f"{name} would leave {left} parameters to torch's own step ({why}), which knows none of "
+                f"{', '.join(options.HYPERS)}: put them into a group without these"
+            )
         if max_norm is not None:
             raise RuntimeError(
                 f"{name}.step(max_norm=...) clips in its own pass, but {left} parameters take torch's "
@@ -208,7 +332,7 @@ class FusedStep:
         # A number that parameters have in common would count once for each of them.
         of_torch = {id(param) for params in plan.left for param in params}
         for group, params in zip(self.param_groups, plan.left):
-            names = self._formula(group).numbers
+            names = self._formula(group).every_number
             others = [own for param, own in self.state.items() if id(param) not in of_torch]
             seen = {id(own[name]) for own in others for name in names if name in own}
             unshared([self.state[param] for param in params if param in self.state], names, seen)
@@ -221,6 +345,21 @@ class FusedStep:
             {**group, "params": params} for group, params in zip(self.param_groups, plan.left)
         ]
         type(self)._torch_step(other)
+
+
+def asked(group: dict[str, Any]) -> bool:
+    """Whether a group asks for something that torch's own step does not know."""
+    return any(options.of(group))
+
+
+def _check_options(settings: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError if an option is impossible; a type is known by its name."""
+    kind = settings.get("state_dtype")
+    if isinstance(kind, torch.dtype):
+        settings["state_dtype"] = TYPES.get(kind, str(kind))
+    for name, declared in options.HYPERS.items():
+        if name in settings:
+            declared.check(name, settings[name])
 
 
 def _unhooked(step: Callable) -> Callable:

@@ -157,10 +157,22 @@ def lies_like(tensor: Tensor, other: Tensor) -> bool:
     return all(own == its for own, its, length in strides if length > 1)
 
 
-def laid_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A copy of a tensor with its elements in the order of another one, which is dense."""
-    copy = torch.empty_like(other, dtype=tensor.dtype, memory_format=torch.preserve_format)
+def laid_like(tensor: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of a tensor with its elements in the order of another one, which is dense.
+
+    Its type is the tensor's unless one is given.
+    """
+    kind = dtype or tensor.dtype
+    copy = torch.empty_like(
+        other, dtype=kind, requires_grad=False, memory_format=torch.preserve_format
+    )
     return copy.copy_(tensor)
+
+
+def filled_like(tensor: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor of a type, every element `value`, with its elements in the order of another one."""
+    kept = torch.preserve_format
+    return torch.full_like(tensor, value, dtype=dtype, requires_grad=False, memory_format=kept)
 
 
 def plain(value: Any) -> Any:
