@@ -118,7 +118,7 @@ def subjects():
     every += [
         Subject(adamw, (np.float64, np.float32, np.float16, BFLOAT16), groups=3),
         Subject(sgd, (np.float32, np.float64), groups=4),
-        Subject(adamw, (BFLOAT16,), master_weights=True),
+        Subject(adamw, (BFLOAT16,), master_weights=True, ema_decay=0.9),
         Subject(adamw, (BFLOAT16,), groups=2, stochastic_rounding=True),
         Subject(sgd, (np.float32,), shapes=[(20_000,), (5,), (10_000,)], groups=2),
     ]

@@ -859,7 +859,7 @@ def turned(tree):
     [
         *((case.name, case.hyper, np.float32) for case in ONE_EACH),
         ("AdamW", {"stochastic_rounding": True}, genesis.buffers.BFLOAT16),
-        ("AdamW", {"master_weights": True}, np.float16),
+        ("AdamW", {"master_weights": True, "ema_decay": 0.9}, np.float16),
         ("Adafactor", {}, np.float32),
         ("Muon", {}, np.float32),
     ],

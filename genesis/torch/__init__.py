@@ -29,6 +29,7 @@ from .required import check
 
 check()
 
+from .in_backward import step_in_backward  # noqa: E402
 from .optimizers import (  # noqa: E402, once it is known that torch is there
     ASGD,
     SGD,
@@ -47,5 +48,5 @@ from .stepping import Paths  # noqa: E402
 
 __all__ = [
     "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Paths", "RAdam", "RMSprop",
-    "Rprop", "SGD", "of",
+    "Rprop", "SGD", "of", "step_in_backward",
 ]  # fmt: skip

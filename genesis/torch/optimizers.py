@@ -66,11 +66,9 @@ class Adagrad(_OneFormula, torch.optim.Adagrad):
 
     _its_formula = _formula(optim.Adagrad)
 
-    def __init__(self, params: Any, *args: Any, **given: Any):
-        super().__init__(params, *args, **given)
+    def _convert_state(self) -> None:
         for group in self.param_groups:
             for param in group["params"]:
-                # Torch begins this state here, in the parameter's type.
                 entries = self.state[param]
                 entries["sum"] = entries["sum"].to(state_type(param, group))
 

@@ -357,6 +357,7 @@ class Plan:
         groups: the optimizer's.
         formulas: what is to be done with each.
         state: the optimizer's.
+        first: the number of the first parameter, from which follow the random bits of rounding.
 
     Attributes:
         buckets: what launches update.
@@ -365,10 +366,12 @@ class Plan:
         without: how many parameters have no gradient.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], formulas: list[Formula], state: State):
+    def __init__(
+        self, groups: list[dict[str, Any]], formulas: list[Formula], state: State, first: int = 0
+    ):
         self._params = [list(group["params"]) for group in groups]
         self._members = [kernels.kept_list(params) for params in self._params]
-        self._formulas = formulas
+        self._formulas, self._first = formulas, first
         excluded: dict[tuple[int, int], str] = {}
         while True:
             found = self._sorted(groups, state, excluded) or self._sharing()
@@ -392,7 +395,7 @@ class Plan:
         self._asked = [left_to_torch(group) for group in groups]
         self.settings = [formula.settings(group) for formula, group in zip(self._formulas, groups)]
         refused: dict[tuple[int, int], str] = {}
-        before = 0
+        before = self._first
         for i, (group, formula, params) in enumerate(zip(groups, self._formulas, self._params)):
             left, left_rows, absent, gradients = [], [], [], list(map(gradient_of, params))
             found: dict[tuple, list[Member]] = {}
@@ -549,9 +552,11 @@ class Plan:
         place = np.searchsorted(starts, last, "left")
         return (place > 0) & (ends[place - 1] > first) & (first < last)
 
-    def fits(self, groups: list[dict[str, Any]], formulas: list[Formula], state: State) -> bool:
+    def fits(
+        self, groups: list[dict[str, Any]], formulas: list[Formula], state: State, first: int = 0
+    ) -> bool:
         """Whether everything is as it was, but for other gradients and settings; takes these."""
-        if len(groups) != len(self._params) or formulas != self._formulas:
+        if len(groups) != len(self._params) or formulas != self._formulas or first != self._first:
             return False
         if [left_to_torch(group) for group in groups] != self._asked:
             return False

@@ -84,6 +84,10 @@ class FusedStep:
         self._begin(strict)
         self._take_options(given)
         super().__init__(params, *args, **given)  # type: ignore[call-arg]
+        self._convert_state()
+
+    def _convert_state(self) -> None:
+        """Give state that torch's constructor has begun the type that the options ask for."""
 
     def _take_options(self, given: dict[str, Any]) -> None:
         """Take out of a constructor's arguments what torch's optimizers do not know."""
@@ -98,12 +102,17 @@ class FusedStep:
         self._paths = Paths()
         self._told: set[str] = set()
         self._loading: dict[str, Any] | None = None
+        # Whatever is loaded, parameters go on being updated where they were.
+        self._in_backward: Any = self.__dict__.get("_in_backward")
+        self._first = 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self._options)  # torch's constructor has made others, and adds groups
         if isinstance(param_group, dict):
             _check_options(param_group)
         super().add_param_group(param_group)  # type: ignore[misc]
+        if self._in_backward is not None:
+            self._in_backward.attach()
 
     add_param_group.__doc__ = torch.optim.Optimizer.add_param_group.__doc__
 
@@ -177,7 +186,15 @@ class FusedStep:
     @property
     def fast(self) -> Paths:
         """How many parameters the last step updated by genesis, how many by torch, and why."""
-        return self._paths
+        return self._paths if self._in_backward is None else self._in_backward.paths
+
+    @property
+    def in_backward(self) -> Any:
+        """What updates parameters in the backward pass, see `step_in_backward`; None: `step()` does.
+
+        Its `remove()` ends that.
+        """
+        return self._in_backward
 
     def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
         """Update the parameters that have gradients.
@@ -194,6 +211,11 @@ class FusedStep:
             RuntimeError: `strict` is set, or `max_norm` given, and a parameter cannot be updated by
                 genesis; or no torch optimizer could do it either.
         """
+        if self._in_backward is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}.step: parameters are updated in backward(), by "
+                "step_in_backward: leave out step(), or end that with optimizer.in_backward.remove()"
+            )
         if torch.compiler.is_compiling() and self._torch_step is not None:
             if any(map(asked, self.param_groups)):
                 raise RuntimeError(
@@ -293,10 +315,10 @@ class FusedStep:
         except IndexError:  # the first step, or one that another thread is in the middle of
             pass
         else:
-            if plan.fits(self.param_groups, formulas, self.state):
+            if plan.fits(self.param_groups, formulas, self.state, self._first):
                 return plan
             self._plans.clear()
-        return Plan(self.param_groups, formulas, self.state)
+        return Plan(self.param_groups, formulas, self.state, self._first)
 
     def _check_left(self, plan: Plan, max_norm: float | None) -> None:
         """Refuse to leave parameters to torch's own step where that was not to be; else say it once."""
