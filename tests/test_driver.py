@@ -26,13 +26,18 @@ pytestmark = [
 ]
 
 
+def built_driver(folder):
+    """Put the pretended driver into a folder, which LD_LIBRARY_PATH is to name."""
+    library = folder / "libcuda.so.1"
+    build = [COMPILER, "-shared", "-fPIC", "-w", "-o", library, HERE / "fake_driver.c"]
+    subprocess.run(build, check=True)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What driver_session.py found."""
     folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libcuda.so.1"
-    build = [COMPILER, "-shared", "-fPIC", "-w", "-o", library, HERE / "fake_driver.c"]
-    subprocess.run(build, check=True)
+    built_driver(folder)
     result = subprocess.run(
         [sys.executable, HERE / "driver_session.py"],
         env={

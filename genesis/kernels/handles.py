@@ -29,8 +29,8 @@ from .storage import BYTES
 
 # What is asked, in this order: each is also the place of the answer. What comes first decides whether
 # the rest can be asked, and the answers that are addresses belong to the object.
-LAYOUT, DEVICE, DTYPE, AXES, SHAPE, STRIDES, STORAGE, OFFSET, DATA, FACTS = range(10)
-STRIDED = ON_CPU = 0
+LAYOUT, DEVICE, INDEX, DTYPE, AXES, SHAPE, STRIDES, STORAGE, OFFSET, DATA, FACTS = range(11)
+STRIDED = 0
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -48,16 +48,19 @@ def ask(typing_context, function, handle, place):
 
 
 @numba.njit(error_model="numpy")
-def asked(functions, handle, answers):
-    """Ask everything about a tensor; whether it is a strided one on the CPU, of which all is known."""
+def asked(functions, handle, answers, device, index):
+    """Ask everything about a tensor; whether it is a strided one on a device, of which all is known."""
     put(answers + 8 * LAYOUT, 0)
     put(answers + 8 * DEVICE, 0)
+    put(answers + 8 * INDEX, 0)
     for fact in range(FACTS):
         if ask(word(functions + 8 * fact), handle, answers + 8 * fact) != 0:
             return False
         if fact == LAYOUT and half(answers + 8 * LAYOUT) != STRIDED:
             return False
-        if fact == DEVICE and half(answers + 8 * DEVICE) != ON_CPU:
+        if fact == DEVICE and half(answers + 8 * DEVICE) != device:
+            return False
+        if fact == INDEX and half(answers + 8 * INDEX) != index:
             return False
     return True
 
@@ -79,7 +82,8 @@ def is_dense(axes, shape, strides, elements):
 
 @numba.njit(error_model="numpy")
 def look_at_row(
-    functions, within, answers, like, row, objects, kinds, itemsizes, sizes, addresses, offsets, verdicts
+    functions, within, answers, device, index, like, row, objects, kinds, itemsizes, sizes, addresses,
+    offsets, verdicts
 ):  # fmt: skip
     """As `look`, for one row; returns its worst verdict."""
     columns = objects.shape[1]
@@ -87,7 +91,7 @@ def look_at_row(
         verdicts[row, column] = FITS
     verdicts[row, like] = CHANGED_TENSOR
     size = sizes[row]
-    if not asked(functions, objects[row, like] + within, answers):
+    if not asked(functions, objects[row, like] + within, answers, device, index):
         return CHANGED_TENSOR
     axes = word(answers + 8 * AXES)
     shape, strides = word(answers + 8 * SHAPE), word(answers + 8 * STRIDES)
@@ -101,7 +105,9 @@ def look_at_row(
     for column in range(columns):
         verdicts[row, column] = CHANGED_TENSOR
         its = answers if column == like else others
-        if column != like and not asked(functions, objects[row, column] + within, its):
+        if column != like and not asked(
+            functions, objects[row, column] + within, its, device, index
+        ):
             return CHANGED_TENSOR
         if half(its + 8 * DTYPE) != kinds[column] or word(its + 8 * AXES) != axes:
             return CHANGED_TENSOR
@@ -131,7 +137,8 @@ def look_at_row(
 
 
 def look(
-    functions, within, answers, like, objects, kinds, itemsizes, sizes, addresses, offsets, verdicts
+    functions, within, answers, device, index, like, objects, kinds, itemsizes, sizes, addresses,
+    offsets, verdicts
 ):  # fmt: skip
     """Say of each tensor whether it can be used, and where it lies.
 
@@ -139,6 +146,7 @@ def look(
         functions: the address of the addresses of functions that answer.
         within: where in an object its handle is.
         answers: the address of memory for two tensors' answers.
+        device, index: the library's numbers for the device on which all have to be.
         like: the column of those that have to be dense, and to which the others of a row belong.
         objects: for each row and column the address of the object.
         kinds, itemsizes: for each column the library's number for its type, and its bytes.
@@ -153,8 +161,8 @@ def look(
     worst = FITS
     for row in range(len(objects)):
         found = look_at_row(
-            functions, within, answers, like, row, objects, kinds, itemsizes, sizes, addresses,
-            offsets, verdicts,
+            functions, within, answers, device, index, like, row, objects, kinds, itemsizes, sizes,
+            addresses, offsets, verdicts,
         )  # fmt: skip
         worst = max(worst, found)
     return worst
@@ -199,6 +207,7 @@ class Question:
         functions: the addresses of the functions that answer, in the order of facts.
         within: where in an object its handle is.
         kinds: the library's number for each storage type.
+        device: its numbers for the device on which all have to be, the kind and which one of these.
         like: the column to which the others of a row belong.
         storages: the storage type of each column.
         sizes: for each row the number of elements.
@@ -216,6 +225,7 @@ class Question:
         functions: np.ndarray,
         within: int,
         kinds: dict[str, int],
+        device: tuple[int, int],
         like: int,
         storages: Sequence[str],
         sizes: Sequence[int],
@@ -227,11 +237,12 @@ class Question:
         self._kept = functions, np.zeros(2 * FACTS, np.int64)
         self.compare = partial(
             _compiled(
-                look, _NUMBER, *[_NUMBER] * 4, _MATRIX, *[_VECTOR] * 3, _PART, *[_MATRIX] * 2
+                look, _NUMBER, *[_NUMBER] * 6, _MATRIX, *[_VECTOR] * 3, _PART, *[_MATRIX] * 2
             ),
             functions.ctypes.data,
             within,
             self._kept[1].ctypes.data,
+            *device,
             like,
             self.objects,
             np.array([kinds[name] for name in storages], np.int64),

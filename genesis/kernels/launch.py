@@ -235,7 +235,7 @@ class FlatLaunch(Launch):
 
     Attributes:
         addresses: for each row where its gradient, its parameter and each of its state buffers lie:
-            whoever launches writes them down before, and keeps them alive until it is over.
+            whoever launches writes them down, calls `follow`, and keeps them alive until it is over.
     """
 
     def __init__(
@@ -244,20 +244,28 @@ class FlatLaunch(Launch):
         sizes: Sequence[int],
         storages: Sequence[str],
         scalars: int,
+        device: str,
+        stream: Any,
         copy: Copy,
         averages: bool,
         keys: Sequence[int] | None,
     ):
-        self._sizes, self._storages = sizes, storages
-        super().__init__(rule, (), scalars, None, copy, averages, False, keys)
+        self._sizes, self._storages, self._device = sizes, storages, device
+        super().__init__(rule, (), scalars, stream, copy, averages, False, keys)
         self.addresses = self._table.addresses[:, : len(storages)]
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
-        return compiling.target_named("cpu")
+        return compiling.target_named(self._device)
+
+    def follow(self) -> None:
+        """Take over what has been written into `addresses`."""
+        self._table.follow()
 
     def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
         table = import_module(".table", __package__)
-        return table.FlatTable(self._sizes, self._storages, self._target, keys)
+        return table.FlatTable(
+            self._sizes, self._storages, self._target, self._device, self._stream, keys
+        )
 
 
 class Batch(OverTable):
@@ -323,17 +331,23 @@ def prepare_flat(
     storages: Sequence[str],
     scalars: int,
     *,
+    device: str = "cpu",
+    stream: int = 0,
     copy: Copy = None,
     averages: bool = False,
     keys: Sequence[int] | None = None,
 ) -> FlatLaunch:
-    """As `prepare`, for tensors on the CPU of which only addresses are known.
+    """As `prepare`, for tensors of which only addresses are known.
 
     Args:
         rule: a function `(param, grad, state, hyper) -> (param, state)`, see `rules`.
         sizes: how many elements each row has, which lie flat in every column.
         storages: the storage types of gradients, parameters, and each of the rule's state buffers.
         scalars: how many numbers the rule takes apart from `hyper`.
+        device: where they are. Default: "cpu".
+        stream: on a GPU the stream to work on, by the number that CUDA has for it. Default: 0, the
+            default stream.
         copy, averages, keys: see `prepare`.
     """
-    return FlatLaunch(rule, sizes, storages, scalars, copy, averages, keys)
+    queue = compiling.target_named(device).stream_numbered(stream) if stream else None
+    return FlatLaunch(rule, sizes, storages, scalars, device, queue, copy, averages, keys)

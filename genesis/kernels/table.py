@@ -177,26 +177,45 @@ class AddressTable:
 class FlatTable(AddressTable):
     """Flat tensors of another library, whose addresses it has from whoever asks that library.
 
+    On a GPU `follow` tells the device where they are now.
+
     Args:
         sizes: the number of elements of each row.
         storages: the storage type of each column.
-        target: what compiles and launches for the CPU.
-        keys: a number for each row, see `Table`.
+        target: what compiles and launches for the device.
+        device, stream: where they lie, and the stream on which the target works. Default: on the CPU.
+        keys: a number for each row, see `Table`. Default: None, none.
     """
 
     scattered = False
+    streams: frozenset = frozenset()
+    """What the library's producers wait for, it sees to."""
 
     def __init__(
         self,
         sizes: Sequence[int],
         storages: Sequence[str],
         target: Target,
+        device: str = "cpu",
+        stream: Any = None,
         keys: Sequence[int] | None = None,
     ):
+        self.device, self.stream = device, stream
+        self.on_change: Callable[[np.ndarray], None] | None = None
+        self.mirror: Any = None
         addresses = np.zeros((len(sizes), len(storages) + (keys is not None)), np.int64)
         if keys is not None:
             addresses[:, -1] = keys
         super().__init__(addresses, cut(sizes, target.CHUNK), tuple(storages), sum(sizes))
+        self._told = addresses.copy()
+
+    def follow(self) -> None:
+        """Take over what has been written into `addresses`."""
+        if self.on_change is not None:
+            changed = np.flatnonzero((self.addresses != self._told).any(axis=1))
+            if len(changed):
+                self.on_change(changed)
+                np.copyto(self._told, self.addresses)
 
 
 class RowTable(AddressTable):

@@ -76,5 +76,8 @@ class Target(Protocol):
         clip, and returns a function that waits for the norm.
         """
 
+    def stream_numbered(self, number: int) -> Any:
+        """The stream that CUDA knows by a number, which somebody else has made."""
+
     def copying(self, target: np.ndarray, source: np.ndarray, stream: Any = None) -> partial:
         """The call that copies between arrays of any strides, given their views."""

@@ -32,8 +32,11 @@ from .tensors import (
     handles,
     laid_like,
     lies_like,
+    place_of,
     plain,
+    record,
     storages,
+    stream_of,
     unfit,
     unreachable,
 )
@@ -155,7 +158,7 @@ class Member:
         """What one launch must have in common."""
         types = [tensor.dtype for tensor in (self.grad, *self.tensors.values())]
         numbers = self.number_type, *self.numbers.items()
-        return (self.first, self.new_average, *numbers, *self.tensors, *types)
+        return (place_of(self.param), self.first, self.new_average, *numbers, *self.tensors, *types)
 
 
 class Bucket:
@@ -198,11 +201,15 @@ class Bucket:
         columns = [[one.grad], *others]
         sizes = [param.numel() for param in self.params]
         types = [TYPES[column[0].dtype] for column in columns]
+        self.place = place_of(one.param)
+        self.stream = stream_of(self.place)
         self.launch = kernels.prepare_flat(
             self.written.rule,
             sizes,
             types,
             self.written.count,
+            device=self.place,
+            stream=self.stream,
             copy="master" if "master" in one.tensors else None,
             averages=self.averages,
             keys=keys,
@@ -211,7 +218,8 @@ class Bucket:
         answering = handles()
         assert answering is not None  # or nothing had been fit for a bucket
         own = 1 + list(one.tensors).index("")
-        self._question = kernels.question(*answering, own, types, sizes, self.launch.addresses)
+        about = answering.about(self.place)
+        self._question = kernels.question(*about, own, types, sizes, self.launch.addresses)
         self._question.objects[:, 1:] = kernels.ids(self._lasting).reshape(len(others), -1).T
         self._gatherer = kernels.gatherer(self.rows, PLAIN, self._question.objects)
         itemsizes = [column[0].element_size() for column in columns]
@@ -224,7 +232,7 @@ class Bucket:
         if shared:
             kinds = [_NUMBER_TYPES[number_type]] * len(shared)
             where = np.zeros((1, len(shared)), np.int64)
-            self._number_question = kernels.question(*answering, 0, kinds, [1], where)
+            self._number_question = kernels.question(*answering.about("cpu"), 0, kinds, [1], where)
             self._number_question.objects[0] = kernels.ids(self._shared)
             for column, name in enumerate(shared):
                 self._cells[name] = kernels.cells(where, column, kinds[0])
@@ -242,6 +250,8 @@ class Bucket:
         self.after: dict[str, float] = {}
         self._gradients: Any = None
         self.hold()
+        if self.stream:
+            record(self._lasting, self.place)
 
     def hold(self) -> None:
         """Hold the storages in which parameters and state are now, whatever other threads put there."""
@@ -278,6 +288,8 @@ class Bucket:
             return False
         if verdict != kernels.FITS:
             self._copy_gradients(own)
+        if self.stream:
+            record(own, self.place)
         return not self._cells or self._numbers_hold()
 
     def _any_negative(self, gradients: list[Tensor], places: np.ndarray) -> bool:
@@ -313,7 +325,7 @@ class Bucket:
         return first, first + self._bytes[:, 0]
 
     def set_scalars(self, settings: dict[str, Any], factor: float) -> None:
-        """Compute the numbers of the next update, and hand them to the kernel.
+        """Compute the numbers of the next update, and hand them and the addresses to the kernel.
 
         `factor` is what gradients are multiplied by.
         """
@@ -329,6 +341,7 @@ class Bucket:
         if self.averages:
             values = (*values, *options.weights(settings, self.new_average))
         self.launch.set_scalars(-factor if settings["maximize"] else factor, values, step)
+        self.launch.follow()
         self.after = {name: cell.rounded(after[name]) for name, cell in self._cells.items()}
 
     def actions(self) -> list[partial]:
@@ -468,6 +481,8 @@ class Plan:
             reason = _no_tensor(number, name)
             if reason is not None:
                 return reason
+            # Some of torch's classes keep theirs on a GPU; here they are on the CPU.
+            number = number.cpu()
             if number.ndim or number.dtype not in _NUMBER_TYPES:
                 return f"state whose {name!r} is no number"
             numbers[name], number_type = number.item(), number.dtype
@@ -508,6 +523,8 @@ class Plan:
                 return reason
             if tensor.shape != param.shape:
                 return f"state {name!r} of another shape"
+            if place_of(tensor) != place_of(param):
+                return f"state {name!r} on another device"
             if not lies_like(tensor, param):
                 tensor = tensors[name] = laid_like(tensor, param)
             if tensor is not entries.get(name):
@@ -579,6 +596,8 @@ class Plan:
             settings = self.settings[bucket.group]
             written = bucket.formula.recipe.written_for(settings)
             if written is not bucket.written or options.of(settings) != bucket.options:
+                return False
+            if bucket.stream != stream_of(bucket.place):
                 return False
             if bucket.kept is not None and not bucket.kept.are_same():
                 return False

@@ -53,7 +53,6 @@ class FusedStep:
 
     Attributes:
         strict: see above; it may be changed at any time.
-        grad_norm: the norm of all gradients at the last step with `max_norm`, before clipping.
     """
 
     param_groups: list[dict[str, Any]]
@@ -96,7 +95,7 @@ class FusedStep:
 
     def _begin(self, strict: bool) -> None:
         self.strict = strict
-        self.grad_norm: float | None = None
+        self._grad_norm: Any = None
         # A step takes the plan out, so that no other thread has it too, and puts it back in the end.
         self._plans: list[Plan] = []
         self._paths = Paths()
@@ -196,6 +195,16 @@ class FusedStep:
         """
         return self._in_backward
 
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients at the last `step(max_norm=...)`, before clipping, else None.
+
+        On a GPU, where `step` itself waits for nothing, asking for it waits for the step.
+        """
+        if callable(self._grad_norm):
+            self._grad_norm = self._grad_norm()
+        return self._grad_norm
+
     def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
         """Update the parameters that have gradients.
 
@@ -245,8 +254,7 @@ class FusedStep:
         plan.set_scalars(factor if max_norm is None else 1.0)
         if max_norm is not None:
             launches = [bucket.launch for bucket in plan.buckets]
-            norm, _ = kernels.clip(launches, max_norm, factor)
-            self.grad_norm = norm() if callable(norm) else norm
+            self._grad_norm, _ = kernels.clip(launches, max_norm, None if factor == 1 else factor)
         if plan.reasons:
             self._step_of_torch(plan, factor)
         if not plan.adopt(self.state):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import cuda_driver
+
 TYPES = {
     torch.float64: "float64",
     torch.float32: "float32",
@@ -25,8 +27,8 @@ PLAIN = Tensor, torch.nn.Parameter
 
 
 _FACTS = (
-    "layout", "device_type", "dtype", "dim", "sizes", "strides", "storage_size", "storage_offset",
-    "data_ptr",
+    "layout", "device_type", "device_index", "dtype", "dim", "sizes", "strides", "storage_size",
+    "storage_offset", "data_ptr",
 )  # fmt: skip
 """What `kernels.handles` asks, by the names that torch's stable C interface has for it."""
 
@@ -38,11 +40,21 @@ class Handles(NamedTuple):
         functions: the addresses of the functions of torch's stable C interface.
         within: where in a tensor's object its handle is.
         kinds: torch's numbers for storage types.
+        devices: its numbers for kinds of devices.
     """
 
     functions: np.ndarray
     within: int
     kinds: dict[str, int]
+    devices: dict[str, int]
+
+    def about(self, place: str) -> tuple[np.ndarray, int, dict[str, int], tuple[int, int]]:
+        """What `kernels.question` has to know of tensors in a place (see `place_of`)."""
+        kind, _, index = place.partition(":")
+        return self.functions, self.within, self.kinds, (self.devices[kind], int(index or -1))
+
+
+_HALF = 2**32 - 1
 
 
 @lru_cache(maxsize=None)
@@ -62,10 +74,11 @@ def handles() -> Handles | None:
             kinds = {
                 name: getattr(library, f"aoti_torch_dtype_{name}")() for name in TYPES.values()
             }
-            on_cpu, strided = (
-                library.aoti_torch_device_type_cpu(),
-                library.aoti_torch_layout_strided(),
-            )
+            devices = {
+                kind: getattr(library, f"aoti_torch_device_type_{kind}")()
+                for kind in ("cpu", "cuda")
+            }
+            strided = library.aoti_torch_layout_strided()
         except (OSError, AttributeError):  # another file, or another interface
             continue
         answers: list[Any] = []
@@ -73,18 +86,20 @@ def handles() -> Handles | None:
             answer = ctypes.c_int64(0)
             failed = function(ctypes.c_void_p(id(probe) + within), ctypes.byref(answer))
             answers.append(None if failed else answer.value)
-        layout, device, dtype, axes, shape, strides, size, offset, data = answers
-        right = (strided, on_cpu, kinds["float32"], 2, shape, strides, 48, 4, probe.data_ptr())
+        layout, device, index, dtype, axes, shape, strides, size, offset, data = answers
+        # The index has 32 bits, of which the answer that stood there has 64.
+        told = (layout, device, index & _HALF, dtype, axes, size, offset, data)
+        right = (0, 0, -1 & _HALF, kinds["float32"], 2, 48, 4, probe.data_ptr())
         two = ctypes.c_int64 * 2
         if (
-            (layout, device, dtype, axes, shape, strides, size, offset, data) == right
-            and strided == on_cpu == 0
+            told == right
+            and strided == devices["cpu"] == 0 != devices["cuda"]
             and None not in (shape, strides)
             and tuple(two.from_address(shape)) == (2, 4)
             and tuple(two.from_address(strides)) == (4, 1)
         ):
             pointers = [ctypes.cast(function, ctypes.c_void_p).value for function in found]
-            return Handles(np.array(pointers, np.int64), within, kinds)
+            return Handles(np.array(pointers, np.int64), within, kinds, devices)
     return None
 
 
@@ -96,6 +111,44 @@ _storage_of = Tensor.untyped_storage
 def storages(tensors: Iterable[Tensor]) -> list[Any]:
     """The storages of some tensors. While somebody holds them, their memory lives."""
     return list(map(_storage_of, tensors))
+
+
+# ---- where tensors are ----
+
+
+def place_of(tensor: Tensor) -> str:
+    """Where a tensor is: "cpu", "cuda:0", or what else torch says."""
+    device = tensor.device
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index}"
+
+
+def stream_of(place: str) -> int:
+    """The number of the stream on which torch works in a place now: 0 is the default one."""
+    return 0 if place == "cpu" else torch.cuda.current_stream(place).cuda_stream
+
+
+def record(tensors: Iterable[Tensor], place: str) -> None:
+    """Tell the allocator of a GPU that the present stream works on tensors.
+
+    Those that were made on another stream could be given away while they are still in use here.
+    """
+    stream = torch.cuda.current_stream(place)
+    for tensor in tensors:
+        tensor.record_stream(stream)
+
+
+@lru_cache(maxsize=None)
+def _out_of_reach(kind: str) -> str | None:
+    """Why a kernel cannot reach devices of a kind, in words for after "on"; None: it can."""
+    if kind == "cpu":
+        return None
+    if kind != "cuda" or torch.version.cuda is None:
+        return kind
+    try:
+        cuda_driver.cuda()
+    except RuntimeError as error:
+        return f"cuda ({error})"
+    return None
 
 
 # ---- why a kernel cannot have a tensor ----
@@ -111,8 +164,9 @@ def unreachable(tensor: Tensor, what: str) -> str | None:
         return f"nested {what}"
     if tensor.dtype not in TYPES:
         return f"{what} of {tensor.dtype}"
-    if tensor.device.type != "cpu":
-        return f"{what} on {tensor.device.type}"
+    elsewhere = _out_of_reach(place_of(tensor).partition(":")[0])
+    if elsewhere is not None:
+        return f"{what} on {elsewhere}"
     if tensor.is_neg():
         return f"{what} that is another's negative"
     try:
@@ -133,6 +187,8 @@ def unfit(param: Tensor, grad: Tensor) -> str | None:
         return "parameter made in inference mode"
     if grad.shape != param.shape:
         return "gradient of another shape"
+    if place_of(grad) != place_of(param):
+        return "gradient on another device"
     if not is_dense(param):
         return "parameter with gaps in its memory"
     return None

@@ -192,6 +192,9 @@ def bind(
     return Update(rule, on_device(table), scalars)
 
 
+stream_numbered = streams.numbered
+
+
 def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray
 ) -> Callable[[], list[partial]]:

@@ -43,6 +43,12 @@ def queue(stream: Any) -> Any:
     return _default_stream() if stream is None else stream
 
 
+@lru_cache(maxsize=64)
+def numbered(number: int) -> Any:
+    """The stream of somebody else that CUDA knows by a number."""
+    return cuda.external_stream(number)
+
+
 def _handle(stream: Any) -> int:
     """A stream's number as `__cuda_array_interface__` gives it, where 1 is the default stream."""
     return int(getattr(stream, "handle", 0) or 1)
