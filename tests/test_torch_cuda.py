@@ -1,4 +1,4 @@
-"""genesis.torch on a GPU, as far as it goes without one: in the simulator and on the pretended driver."""
+"""genesis.torch on a GPU, as far as it goes without one: in the simulator, on the pretended driver."""
 
 import json
 import os

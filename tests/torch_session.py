@@ -57,7 +57,9 @@ def far(some, others, tolerance):
     return [
         i
         for i, (a, b) in enumerate(zip(some, others))
-        if not torch.allclose(a.detach().float(), b.detach().float(), rtol=tolerance, atol=tolerance)
+        if not torch.allclose(
+            a.detach().float(), b.detach().float(), rtol=tolerance, atol=tolerance
+        )
     ]
 
 

@@ -16,9 +16,9 @@ from .launch import Batch, Copy, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip",
+    "Batch", "CHANGED", "Copy", "FITS", "FlatLaunch", "Launch", "MAY_OVERLAP", "MOVED", "cells", "clip",
     "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare",
-    "prepare_flat", "question", "regions", "slot_offset", "watch",
+    "prepare_flat", "question", "regions", "slot_offset", "staying", "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -27,6 +27,10 @@ CHANGED, MAY_OVERLAP = -1, -2
 FITS, OTHER_ORDER, CHANGED_TENSOR = range(3)
 """What is said of another library's tensor: it can be used where it lies; it could, but lies in another
 order than the one it belongs to; it is none of what is expected. See `handles.look`."""
+
+MOVED, MEETS = 1, 2
+"""What is said of a table that does not fit any more: it writes elsewhere than it did, or a gradient
+lies where it writes. See `handles.stays`."""
 
 
 def ids(things: Sequence[Any]) -> np.ndarray:
@@ -52,6 +56,11 @@ def regions(bounds: Sequence[np.ndarray]) -> Any:
 def question(*arguments: Any) -> Any:
     """What there is to ask about another library's tensors, see `handles.Question`."""
     return import_module(".handles", __name__).Question(*arguments)
+
+
+def staying(*arguments: Any) -> Any:
+    """A function that compares a table with what it was, see `handles.staying`."""
+    return import_module(".handles", __name__).staying(*arguments)
 
 
 def cells(*arguments: Any) -> Any:

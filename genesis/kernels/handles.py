@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from . import CHANGED_TENSOR, FITS, OTHER_ORDER
+from . import CHANGED_TENSOR, FITS, MEETS, MOVED, OTHER_ORDER
 from .compiling import once
 from .memory import half, put, put_half, word
 from .specialise import compile_function, specialised
@@ -187,6 +187,35 @@ def store(addresses, column, wide, bits):
     return True
 
 
+def stays(addresses, sizes, written, starts, ends):
+    """Say whether what a step writes is where it was, and gradients are elsewhere.
+
+    Args:
+        addresses: for each row where its gradient lies, and then what is written.
+        sizes: for each row the bytes of its gradient.
+        written: where what is written was.
+        starts, ends: of regions that hold all of it, in ascending order.
+    """
+    for row in range(len(addresses)):
+        for column in range(written.shape[1]):
+            if addresses[row, 1 + column] != written[row, column]:
+                return MOVED
+    for row in range(len(addresses)):
+        first = addresses[row, 0]
+        last = first + sizes[row]
+        # The last region that begins before the gradient's end is the only one that may reach into it.
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            if starts[middle] < last:
+                low = middle + 1
+            else:
+                high = middle
+        if low > 0 and ends[low - 1] > first and first < last:
+            return MEETS
+    return FITS
+
+
 _NUMBER, _FLAG = types.int64, types.boolean
 _VECTOR, _MATRIX = (types.Array(_NUMBER, axes, "C") for axes in (1, 2))
 _PART = types.Array(_NUMBER, 2, "A")  # columns of a table that has others
@@ -254,6 +283,19 @@ class Question:
         )
 
 
+def staying(addresses: np.ndarray, sizes: np.ndarray, regions: np.ndarray) -> partial:
+    """A function that compares a table with what it is now, see `stays`.
+
+    Args:
+        addresses: the table's, gradients first.
+        sizes: for each row the bytes of its gradient.
+        regions: the beginnings and the ends of regions that hold all that is written.
+    """
+    starts, ends = map(np.ascontiguousarray, regions)
+    called = _compiled(stays, _NUMBER, _PART, _VECTOR, _MATRIX, _VECTOR, _VECTOR)
+    return partial(called, addresses, sizes, addresses[:, 1:].copy(), starts, ends)
+
+
 class Cells:
     """A number that is kept once for each row, at the addresses in a column of a table.
 
@@ -267,6 +309,8 @@ class Cells:
         self._kind = np.dtype(storage)
         self._bits = np.dtype(f"i{self._kind.itemsize}")
         self._where = addresses, column, self._kind.itemsize == 8
+        signature = _FLAG, _MATRIX, _NUMBER, _FLAG, _NUMBER
+        self._holds, self._store = _compiled(holds, *signature), _compiled(store, *signature)
 
     def rounded(self, number: float) -> float:
         """The number as it is kept."""
@@ -277,10 +321,8 @@ class Cells:
 
     def hold(self, number: float) -> bool:
         """Whether this is the number in every row."""
-        called = _compiled(holds, _FLAG, _MATRIX, _NUMBER, _FLAG, _NUMBER)
-        return called(*self._where, self._bits_of(number))
+        return self._holds(*self._where, self._bits_of(number))
 
     def storing(self, number: float) -> partial:
         """The call, for `commit`, that puts the number in every row."""
-        called = _compiled(store, _FLAG, _MATRIX, _NUMBER, _FLAG, _NUMBER)
-        return partial(called, *self._where, self._bits_of(number))
+        return partial(self._store, *self._where, self._bits_of(number))

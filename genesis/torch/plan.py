@@ -175,6 +175,7 @@ class Bucket:
         numbers: what their state holds besides buffers, the same for all.
         first: whether a buffer is new, so that the next update is their first.
         new_average: whether an average is.
+        stays: says whether everything is where it was, see `kernels.staying`.
         refused: the rows that `take` could not take, as far as it is known.
     """
 
@@ -318,6 +319,11 @@ class Bucket:
         """The first byte of each array and one past the last: for each row and column."""
         addresses = self.launch.addresses
         return np.stack([addresses, addresses + self._bytes], axis=-1)
+
+    def settle(self, regions: np.ndarray) -> None:
+        """Keep in mind where everything is; `regions` hold all that the step writes."""
+        sizes = np.ascontiguousarray(self._bytes[:, 0])
+        self.stays = kernels.staying(self.launch.addresses, sizes, regions)
 
     def gradient_ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each gradient the first byte and one past the last."""
@@ -543,7 +549,8 @@ class Plan:
             ranges.append(written.reshape(-1, 2))
             rows += [(bucket.group, row) for row in bucket.rows for _ in range(written.shape[1])]
         self._regions = kernels.regions(ranges)
-        self._written_at = [bucket.launch.addresses[:, 1:].copy() for bucket in self.buckets]
+        for bucket in self.buckets:
+            bucket.settle(self._regions.table)
         if self._regions.met:
             every = np.concatenate(ranges)
             order = np.argsort(every[:, 0], kind="stable")
@@ -603,17 +610,18 @@ class Plan:
                 return False
             if not bucket.take(gradients[bucket.group]):
                 return False
-        moved = False
-        for bucket, before in zip(self.buckets, self._written_at):
-            found = bucket.launch.addresses[:, 1:]
-            if not np.array_equal(found, before):
-                now, moved = found.copy(), True
+        verdicts = [bucket.stays() for bucket in self.buckets]
+        for bucket, verdict in zip(self.buckets, verdicts):
+            if verdict == kernels.MOVED:
+                now = bucket.launch.addresses[:, 1:].copy()
                 bucket.hold()
-                if not bucket.take(gradients[bucket.group]) or not np.array_equal(found, now):
+                if not bucket.take(gradients[bucket.group]):
                     return False
-        if moved:
+                if not np.array_equal(bucket.launch.addresses[:, 1:], now):
+                    return False
+        if kernels.MOVED in verdicts:
             return not self._sharing()
-        return not any(self._meets(bucket).any() for bucket in self.buckets)
+        return not any(verdicts)
 
     def adopt(self, state: State) -> bool:
         """Put the dicts of new state into the optimizer's, empty, as torch does before it fills them.
