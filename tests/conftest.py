@@ -18,6 +18,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
     parser.addoption("--long", type=float, help="minutes of random sequences (test_stateful.py)")
     parser.addoption("--interrupts", type=int, help="how many alarms (test_interrupts.py)")
     parser.addoption("--busy", type=int, default=0, help="busy processes beside test_interrupts.py")
@@ -28,6 +29,18 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """With --no-skips, what a test needs is to be there: a run that skips any has failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--no-skips"):
+        return
+    skipped = len(reporter.stats.get("skipped", ()))
+    if skipped:
+        reporter.write_line(f"\n--no-skips, but {skipped} skipped: this run has failed", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
