@@ -179,6 +179,14 @@ def test_adamw_that_clips_elements(dtype, capability):
     assert_good(compiled(clipping, storages, scalars + 1, capability), storages)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_adamw_that_averages(dtype, capability):
+    rule, buffers, scalars = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    storages = (dtype,) * (3 + buffers)
+    averaging = target.rule_with_average.__wrapped__(rule)
+    assert_good(compiled(averaging, storages, scalars + 2, capability), storages)
+
+
 def other_kernels():
     """Every kernel that is no update: its name, template and signature, and its arithmetic."""
     for dtype in DTYPES:
