@@ -20,6 +20,9 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
     parser.addoption("--long", type=float, help="minutes of random sequences (test_stateful.py)")
     parser.addoption("--interrupts", type=int, help="how many alarms (test_interrupts.py)")
+    parser.addoption(
+        "--packages", action="store_true", help="fail where test_packages.py has no package"
+    )
     parser.addoption("--busy", type=int, default=0, help="busy processes beside test_interrupts.py")
 
 
