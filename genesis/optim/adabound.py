@@ -56,6 +56,7 @@ def AdaBound(
         \theta &\leftarrow \theta - \eta \, m
 
     With `amsbound` the largest :math:`v` so far takes the place of :math:`v`.
+    (`pytorch_optimizer.AdaBound` adds 1e-15 to it, and decouples weight decay by default.)
 
     This is the authors' code, with which the paper's experiments were made. The paper's algorithm
     corrects no bias, and divides :math:`\eta` by :math:`\sqrt{t}`, which the proof needs: give `lr` as

@@ -50,7 +50,8 @@ def Adan(
     With `no_prox` weight decay is AdamW's: :math:`\theta \leftarrow (1 - \gamma \lambda) \, \theta`
     before the update. Averages begin with 0 and are corrected for it, as in the authors' code, whose
     `betas`, too, say what is kept, where the paper writes :math:`1 - \beta`. (The package adan-pytorch
-    writes them as the paper, and leaves the first gradient out of all averages and of the update.)
+    writes them as the paper, and leaves the first gradient out of all averages and of the update.
+    `pytorch_optimizer.Adan` does as here, but with `maximize` begins with a difference of :math:`2 g`.)
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_diff" (:math:`u`), "exp_avg_sq"
     (:math:`v`), "pre_grad" (:math:`h`).

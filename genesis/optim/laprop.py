@@ -40,8 +40,9 @@ def LaProp(
 
     The authors' code and `pytorch_optimizer.LaProp` average the steps,
     :math:`\gamma g / (\sqrt{v} + \epsilon)`, which is the same for a constant learning rate; with a
-    schedule, old gradients keep the rate of their time. Weight decay is theirs, as in AdamW; they apply
-    it after the update.
+    schedule, old gradients keep the rate of their time. Weight decay is as in AdamW; they apply it after
+    the update. (The package's L2 penalty does nothing, as it is added to a gradient that has been used;
+    it also adds 1e-15 under the root, and divides :math:`\epsilon` by :math:`\sqrt{1 - \beta_2^t}`.)
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`).
 

@@ -31,7 +31,7 @@ def Lion(
 
     Every element moves by :math:`\gamma`, so that the learning rate is a third to a tenth of AdamW's,
     and the weight decay larger by as much. Where the sum is 0, the element stays; where it is NaN, so is
-    the element.
+    the element. (torch's sign of NaN is 0: in packages on it such an element stays from then on.)
 
     State of a parameter: "exp_avg" (:math:`m`).
 

@@ -46,7 +46,8 @@ def MARS(
     sum over the tensor, and no part of this rule: clip gradients instead, `step(max_norm=1.0)`. The
     authors' code and `pytorch_optimizer.MARS` do scale; they take :math:`h` as 0 at the first
     update, where the paper has no change yet; and they leave vectors to AdamW with other `betas`:
-    here, give these a group of their own, with `gamma=0`.
+    here, give these a group of their own, with `gamma=0`. (The package also adds 1e-15 under the root,
+    and divides :math:`\epsilon` by :math:`\sqrt{1 - \beta_2^t}`.)
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`), "last_grad"
     (:math:`h`).
