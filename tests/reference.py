@@ -168,6 +168,178 @@ def rprop(
     return param - size * direction, {"prev": grad, "step_size": size}
 
 
+def _moved_to(mean, grad, decay):
+    """An average after one more gradient; where both are infinite it is NaN, as torch's `lerp` is."""
+    return mean + (1 - decay) * (grad - mean)
+
+
+def lion(param, grad, state, step, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0, maximize=False):
+    grad = _descent(grad, maximize)
+    mean = state.get("exp_avg", 0)
+    direction = np.sign(_moved_to(mean, grad, betas[0]))
+    new = {"exp_avg": _moved_to(mean, grad, betas[1])}
+    return param - lr * (direction + weight_decay * param), new
+
+
+def signsgd(param, grad, state, step, *, lr=1e-3, momentum=0.9, weight_decay=0, maximize=False):
+    grad = _descent(grad, maximize)
+    new = {}
+    if momentum:
+        grad = new["momentum_buffer"] = _moved_to(state.get("momentum_buffer", 0), grad, momentum)
+    return param - lr * (np.sign(grad) + weight_decay * param), new
+
+
+def ademamix(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999, 0.9999), alpha=5.0, beta3_warmup=None,
+    alpha_warmup=None, eps=1e-8, weight_decay=0, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    beta1, beta2, beta3 = betas
+    if alpha_warmup:
+        alpha = min(step * alpha / alpha_warmup, alpha)
+    if beta3_warmup:
+        part, low, high = step / beta3_warmup, np.log(beta1), np.log(beta3)
+        beta3 = min(np.exp(low * high / ((1 - part) * high + part * low)), beta3)
+    fast = beta1 * state.get("exp_avg", 0) + (1 - beta1) * grad
+    slow = beta3 * state.get("exp_avg_slow", 0) + (1 - beta3) * grad
+    square = beta2 * state.get("exp_avg_sq", 0) + (1 - beta2) * np.square(grad)
+    scale = np.sqrt(square / (1 - beta2**step)) + eps
+    update = (fast / (1 - beta1**step) + alpha * slow) / scale + weight_decay * param
+    return param - lr * update, {"exp_avg": fast, "exp_avg_slow": slow, "exp_avg_sq": square}
+
+
+def adopt(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.9999), eps=1e-6, weight_decay=0,
+    decoupled_weight_decay=False, clip_exp=0.25, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    before = param
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    if step == 1:  # v_0, from which the paper begins to count
+        return before, {"exp_avg": np.zeros_like(grad), "exp_avg_sq": np.square(grad)}
+    normal = grad / np.maximum(np.sqrt(state["exp_avg_sq"]), eps)
+    if clip_exp is not None:
+        longest = (step - 1) ** clip_exp
+        normal = np.clip(normal, -longest, longest)
+    mean = betas[0] * state["exp_avg"] + (1 - betas[0]) * normal
+    square = betas[1] * state["exp_avg_sq"] + (1 - betas[1]) * np.square(grad)
+    return param - lr * mean, {"exp_avg": mean, "exp_avg_sq": square}
+
+
+def adan(
+    param, grad, state, step, *, lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0,
+    no_prox=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    one, two, three = (1 - beta for beta in betas)  # as the paper has them
+    change = grad - state.get("pre_grad", grad)
+    mean = (1 - one) * state.get("exp_avg", 0) + one * grad
+    slope = (1 - two) * state.get("exp_avg_diff", 0) + two * change
+    square = (1 - three) * state.get("exp_avg_sq", 0) + three * np.square(grad + (1 - two) * change)
+    corrected = [average / (1 - beta**step) for average, beta in zip((mean, slope, square), betas)]
+    rate = lr / (np.sqrt(corrected[2]) + eps)
+    update = rate * (corrected[0] + (1 - two) * corrected[1])
+    new = {"exp_avg": mean, "exp_avg_diff": slope, "exp_avg_sq": square, "pre_grad": grad}
+    if no_prox:
+        return param - lr * weight_decay * param - update, new
+    return (param - update) / (1 + lr * weight_decay), new
+
+
+def mars(
+    param, grad, state, step, *, lr=3e-3, betas=(0.95, 0.99), eps=1e-8, weight_decay=0,
+    gamma=0.025, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    change = grad - state.get("last_grad", grad)
+    corrected = grad + gamma * (betas[0] / (1 - betas[0])) * change
+    param = param - lr * weight_decay * param
+    param, new = _adam(param, corrected, state, step, lr, betas, eps, False)
+    return param, {**new, "last_grad": grad}
+
+
+def adabelief(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0,
+    decoupled_weight_decay=True, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    belief = betas[1] * state.get("exp_avg_var", 0) + (1 - betas[1]) * np.square(grad - mean) + eps
+    scale = np.sqrt(belief / (1 - betas[1] ** step)) + eps
+    update = mean / (1 - betas[0] ** step) / scale
+    return param - lr * update, {"exp_avg": mean, "exp_avg_var": belief}
+
+
+def yogi(
+    param, grad, state, step, *, lr=1e-2, betas=(0.9, 0.999), eps=1e-3, weight_decay=0,
+    decoupled_weight_decay=False, initial_accumulator_value=1e-6, bias_correction=False,
+    maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    square = state.get("exp_avg_sq", initial_accumulator_value)
+    square = square + (1 - betas[1]) * np.sign(np.square(grad) - square) * np.square(grad)
+    new = {"exp_avg": mean, "exp_avg_sq": square}
+    if bias_correction:
+        mean = mean / (1 - betas[0] ** step)
+        square = square / (1 - betas[1] ** step)
+    return param - lr * mean / (np.sqrt(square) + eps), new
+
+
+def laprop(
+    param, grad, state, step, *, lr=4e-4, betas=(0.9, 0.999), eps=1e-15, weight_decay=0,
+    decoupled_weight_decay=True, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    normal = grad / (np.sqrt(square / (1 - betas[1] ** step)) + eps)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * normal
+    new = {"exp_avg": mean, "exp_avg_sq": square}
+    return param - lr / (1 - betas[0] ** step) * mean, new
+
+
+def ftrl(
+    param, grad, state, step, *, lr=1e-3, beta=0, lambda_1=0, lambda_2=0,
+    initial_accumulator_value=0, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    total = state.get("sum", np.full_like(grad, initial_accumulator_value))
+    linear = state.get("linear", np.zeros_like(grad))
+    if lr == 0:
+        return param, {"sum": total, "linear": linear}
+    moved = grad != 0
+    after = total + np.square(grad)
+    sigma = (np.sqrt(after) - np.sqrt(total)) / lr
+    linear = np.where(moved, linear + grad - sigma * param, linear)
+    curvature = (beta + np.sqrt(after)) / lr + lambda_2
+    with np.errstate(all="ignore"):  # where nothing has ever moved
+        solved = -(linear - np.sign(linear) * lambda_1) / curvature
+    solved = np.where(np.abs(linear) <= lambda_1, 0, solved)
+    return np.where(moved, solved, param), {"sum": after, "linear": linear}
+
+
+def adabound(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), final_lr=0.1, gamma=1e-3, eps=1e-8,
+    weight_decay=0, decoupled_weight_decay=False, amsbound=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    base = max(lr, state.get("base_lr", 0))
+    new = {"base_lr": base, "exp_avg": mean, "exp_avg_sq": square}
+    if amsbound:
+        square = new["max_exp_avg_sq"] = np.maximum(state.get("max_exp_avg_sq", 0), square)
+    correction = np.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+    final = final_lr * lr / base if base else 0
+    closeness = gamma * step
+    low, high = final * closeness / (closeness + 1), final * (closeness + 1) / closeness
+    rate = np.clip(lr * correction / (np.sqrt(square) + eps), low, high)
+    return param - rate * mean, new
+
+
 REFERENCES = {
     "SGD": sgd,
     "Adam": adam,
@@ -180,6 +352,17 @@ REFERENCES = {
     "RAdam": radam,
     "ASGD": asgd,
     "Rprop": rprop,
+    "Lion": lion,
+    "SignSGD": signsgd,
+    "AdEMAMix": ademamix,
+    "ADOPT": adopt,
+    "Adan": adan,
+    "MARS": mars,
+    "AdaBelief": adabelief,
+    "Yogi": yogi,
+    "LaProp": laprop,
+    "FTRL": ftrl,
+    "AdaBound": adabound,
 }
 
 

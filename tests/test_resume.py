@@ -96,11 +96,19 @@ def test_a_resumed_run_is_the_same_run(case, tmp_path):
         np.testing.assert_array_equal(got, expected)
 
 
+SNAPSHOT = Path(__file__).parent / "data" / "optimizers_0.1.safetensors"
+
+
 @on_cpu_only
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.peer == "torch"], ids=lambda case: case.id
+)
 def test_a_snapshot_of_0_1_goes_on_bit_by_bit(case):
-    """Saved when each optimizer was a class with a kernel written by hand: three steps, then two."""
-    saved = genesis.load(Path(__file__).parent / "data" / "optimizers_0.1.safetensors")[case.id]
+    """Saved when each optimizer was a class with a kernel written by hand: three steps, then two.
+
+    There were only those that torch has, too.
+    """
+    saved = genesis.load(SNAPSHOT)[case.id]
     rng = np.random.default_rng(11)
     shapes = (3, 2), (5,)
     first = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]

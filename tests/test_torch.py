@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import CASES
 from devices import on_cpu_only
 
 import genesis
@@ -898,6 +899,24 @@ def test_own_rule_gives_the_numbers_that_it_gives_for_numpy():
         assert np.array_equal(param.detach().numpy(), array.data)
     assert [*optimizer.state[params[0]]] == ["step", "exp_avg"]
     assert optimizer.state[params[0]]["step"] == 5
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES if case.peer != "torch"}))
+def test_what_torch_has_not_gives_the_numbers_that_it_gives_for_numpy(name):
+    params = parameters()
+    arrays = [genesis.Parameter(param.detach().numpy().copy()) for param in params]
+    rule = getattr(genesis.optim, name)
+    optimizer, peer = ours.of(rule)(params, lr=0.1), rule(arrays, lr=0.1)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    for step in range(2):  # ADOPT only looks in the first
+        set_gradients(params, step)
+        for param, array in zip(params, arrays):
+            array.grad = None if param.grad is None else param.grad.numpy()
+        optimizer.step()
+        peer.step()
+    for param, array in zip(params, arrays):
+        assert np.array_equal(param.detach().numpy(), array.data)
+        assert optimizer.state[param].keys() >= dict(peer.state.get(array, {})).keys()
 
 
 def test_own_rule_state_dict():

@@ -1,4 +1,5 @@
-"""Optimizers: one small file a family, with the names and defaults of `torch.optim`.
+"""Optimizers: one small file a family, with the names and defaults of `torch.optim` or of their
+authors.
 
 What is asked for is imported then: a class is made from its formula, which takes milliseconds.
 """
@@ -7,15 +8,24 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "ADOPT": "adopt",
     "ASGD": "asgd",
+    "FTRL": "ftrl",
     "LBFGS": "lbfgs",
+    "MARS": "mars",
     "SGD": "sgd",
+    "AdEMAMix": "ademamix",
+    "AdaBelief": "adabelief",
+    "AdaBound": "adabound",
     "Adadelta": "adadelta",
     "Adafactor": "adafactor",
     "Adagrad": "adagrad",
     "Adam": "adam",
     "AdamW": "adam",
     "Adamax": "adamax",
+    "Adan": "adan",
+    "LaProp": "laprop",
+    "Lion": "lion",
     "Muon": "muon",
     "NAdam": "nadam",
     "Optimizer": "optimizer",
@@ -23,7 +33,9 @@ _HOMES = {
     "RMSprop": "rmsprop",
     "RuleOptimizer": "rule_optimizer",
     "Rprop": "rprop",
+    "SignSGD": "sign_sgd",
     "SparseAdam": "sparse_adam",
+    "Yogi": "yogi",
     "clip_grad_norm": "clip_grad",
     "clip_grad_value": "clip_grad",
     "param_groups_layerwise_lr_decay": "param_groups",

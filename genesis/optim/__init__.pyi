@@ -18,6 +18,24 @@ from .param_groups import param_groups_layerwise_lr_decay as param_groups_layerw
 from .param_groups import param_groups_weight_decay as param_groups_weight_decay
 from .rule_optimizer import RuleOptimizer as RuleOptimizer
 
+class ADOPT(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-06,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        clip_exp: float | None = 0.25,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class ASGD(RuleOptimizer):
     def __init__(
         self,
@@ -38,6 +56,40 @@ class ASGD(RuleOptimizer):
         capturable: bool = False,
     ) -> None: ...
 
+class FTRL(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        beta: float = 0,
+        lambda_1: float = 0,
+        lambda_2: float = 0,
+        initial_accumulator_value: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class MARS(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.003,
+        betas: tuple[float, float] = (0.95, 0.99),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        gamma: float = 0.025,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class SGD(RuleOptimizer):
     def __init__(
         self,
@@ -56,6 +108,62 @@ class SGD(RuleOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+    ) -> None: ...
+
+class AdEMAMix(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        beta3_warmup: float | None = None,
+        alpha_warmup: float | None = None,
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class AdaBelief(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class AdaBound(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        final_lr: float = 0.1,
+        gamma: float = 0.001,
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        amsbound: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -158,6 +266,55 @@ class Adamax(RuleOptimizer):
         capturable: bool = False,
     ) -> None: ...
 
+class Adan(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        no_prox: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class LaProp(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.0004,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class Lion(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.0001,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class NAdam(RuleOptimizer):
     def __init__(
         self,
@@ -238,6 +395,21 @@ class Rprop(RuleOptimizer):
         differentiable: bool = False,
     ) -> None: ...
 
+class SignSGD(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class SparseAdam(RuleOptimizer):
     def __init__(
         self,
@@ -245,6 +417,25 @@ class SparseAdam(RuleOptimizer):
         lr: float | Callable[[int], float] = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class Yogi(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 0.001,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        initial_accumulator_value: float = 1e-06,
+        bias_correction: bool = False,
         *,
         maximize: bool = False,
         master_weights: bool = False,

@@ -1,0 +1,287 @@
+"""Optimizers that torch has not, beside the packages from which people take them.
+
+The rows of the table that name a package run here for 50 steps beside it. Where it does something else
+than the paper, which the docstring of the optimizer says, it is handed what makes up for exactly that:
+everything else has to agree. What such a row cannot show is shown by the reference in test_updates.py.
+
+The packages are no dependencies. Without them these tests are skipped: `tox run -e packages` installs
+them, and fails if any test is skipped.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+from devices import on_cpu_only
+
+import genesis
+
+pytestmark = [pytest.mark.torch, on_cpu_only]
+
+SHAPES = [(10, 5), (7,), (3, 4, 2)]
+STEPS = 50
+TOLERANCES = {np.float64: 1e-10, np.float32: 5e-6}
+
+
+def package(name):
+    """The package, if it is installed."""
+    missing = [each for each in ("torch", name) if find_spec(each) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}: tox run -e packages")
+    return __import__(name)
+
+
+class Peer:
+    """A package's optimizer on tensors of its own, handed what makes up for its deviations.
+
+    Args:
+        make: `make(tensors, hyper)`, the optimizer for hyper-parameters in genesis' names.
+        before: `before(optimizer, step, grads)`, called before each step, from 1.
+        factor: `factor(hyper)`, by which its parameters are those of genesis from the start.
+        apart: hyper-parameters for both, in place of the row's.
+        size: how large gradients are.
+    """
+
+    def __init__(self, make, before=None, factor=None, apart=None, size=1.0):
+        self.make, self.before, self.factor = make, before, factor
+        self.apart, self.size = apart or {}, size
+
+
+def renamed(name, names=(), **fixed):
+    """`make` for `pytorch_optimizer`, whose hyper-parameters may have other names."""
+
+    def make(tensors, hyper):
+        import pytorch_optimizer
+
+        given = {dict(names).get(key, key): value for key, value in hyper.items()}
+        return getattr(pytorch_optimizer, name)(tensors, **{**fixed, **given}, foreach=False)
+
+    return make
+
+
+def state_of(optimizer):
+    """Its group, and the state of each tensor with it, which it makes only in a step otherwise."""
+    (group,) = optimizer.param_groups
+    optimizer.init_group(group)
+    return group, [optimizer.state[tensor] for tensor in group["params"]]
+
+
+# ---- AdEMAMix, ADOPT ----
+
+
+def ademamix(tensors, hyper):
+    import pytorch_optimizer
+
+    hyper = dict(hyper)
+    warmups = {hyper.pop("alpha_warmup", None), hyper.pop("beta3_warmup", None)}
+    (warmup,) = warmups  # it has one for both
+    return pytorch_optimizer.AdEMAMix(
+        tensors, t_alpha_beta3=warmup, weight_decouple=True, foreach=False, **hyper
+    )
+
+
+def adopt(tensors, hyper):
+    import pytorch_optimizer
+
+    hyper = dict(hyper)
+    power = hyper.pop("clip_exp", 0.25)
+    # It counts the first gradient, which the paper calls the 0th.
+    clip = None if power is None else lambda step: (step - 1) ** power
+    decoupled = hyper.pop("decoupled_weight_decay", False)
+    return pytorch_optimizer.ADOPT(
+        tensors, clip_lambda=clip, weight_decouple=decoupled, foreach=False, **hyper
+    )
+
+
+def decay_from_the_second_step(optimizer, step, grads):
+    (group,) = optimizer.param_groups
+    if step == 1 and group["weight_decouple"]:
+        optimizer.later, group["weight_decay"] = group["weight_decay"], 0.0
+    elif step == 2 and group["weight_decouple"]:
+        group["weight_decay"] = optimizer.later
+
+
+# ---- Adan, MARS, Yogi, FTRL: what their state begins with ----
+
+
+def no_difference_at_first(optimizer, step, grads):
+    """With `maximize` it takes the first gradient with the wrong sign for the one before it."""
+    if step == 1 and optimizer.maximize:
+        for state, grad in zip(state_of(optimizer)[1], grads):
+            state["previous_grad"].copy_(grad)
+
+
+def no_change_at_first(optimizer, step, grads):
+    if step == 1:
+        sign = -1 if optimizer.maximize else 1
+        for state, grad in zip(state_of(optimizer)[1], grads):
+            state["last_grad"].copy_(sign * grad)
+
+
+def no_momentum_at_first(optimizer, step, grads):
+    if step == 1:
+        for state in state_of(optimizer)[1]:
+            state["exp_avg"].zero_()
+
+
+def ftrl(tensors, hyper):
+    import pytorch_optimizer
+
+    hyper = dict(hyper)
+    begins = hyper.pop("initial_accumulator_value", 0)
+    optimizer = pytorch_optimizer.FTRL(tensors, foreach=False, **hyper)
+    optimizer.begins = begins
+    return optimizer
+
+
+def sum_at_first(optimizer, step, grads):
+    if step == 1:
+        for state in state_of(optimizer)[1]:
+            state["n"].fill_(optimizer.begins)
+
+
+DECOUPLED = {"decoupled_weight_decay": "weight_decouple"}
+PEERS = {
+    "Lion": Peer(renamed("Lion")),
+    "SignSGD": Peer(renamed("SignSGD")),
+    "AdEMAMix": Peer(ademamix),
+    "ADOPT": Peer(adopt, decay_from_the_second_step),
+    "Adan": Peer(renamed("Adan", {"no_prox": "weight_decouple"}), no_difference_at_first),
+    # It scales tensors whose corrected gradient is longer than 1: these are short. Its epsilon is
+    # divided by the correction of the root, and would be seen.
+    "MARS": Peer(renamed("MARS", optimize_1d=True), no_change_at_first, None, {"eps": 0.0}, 0.02),
+    "AdaBelief": Peer(renamed("AdaBelief", DECOUPLED)),
+    "Yogi": Peer(
+        lambda tensors, hyper: renamed(
+            "Yogi",
+            {**DECOUPLED, "initial_accumulator_value": "initial_accumulator"},
+            weight_decouple=False,
+        )(tensors, {key: value for key, value in hyper.items() if key != "bias_correction"}),
+        no_momentum_at_first,
+        None,
+        {"bias_correction": True},
+    ),
+    # It shrinks the parameter after the update, as genesis does one that is larger by this factor. Its
+    # epsilon is divided by the correction of the root.
+    "LaProp": Peer(
+        renamed("LaProp", DECOUPLED),
+        None,
+        lambda hyper: 1 - hyper.get("lr", 4e-4) * hyper.get("weight_decay", 0),
+    ),
+    "FTRL": Peer(ftrl, sum_at_first),
+    "AdaBound": Peer(
+        renamed("AdaBound", {**DECOUPLED, "amsbound": "ams_bound"}, weight_decouple=False)
+    ),
+}
+"""How each optimizer of `pytorch_optimizer` is made that a row names."""
+
+ROWS = [case for case in CASES if case.peer == "pytorch_optimizer"]
+
+
+def updates(case, peer, dtype, steps=STEPS, **changed):
+    """How far genesis and the peer have moved each parameter, in float64.
+
+    Parameters begin small beside the updates, so that in float32 their rounding hides none of these.
+    """
+    import torch
+
+    rng = np.random.default_rng(5)
+    hyper = {**case.hyper, **peer.apart}
+    factor = peer.factor(hyper) if peer.factor else 1
+    arrays = [(0.01 * rng.standard_normal(shape)).astype(dtype) for shape in SHAPES]
+    begin = [array.astype(np.float64) for array in arrays]
+    params = [genesis.Parameter(array) for array in arrays]
+    tensors = [torch.tensor(array * dtype(factor), requires_grad=True) for array in arrays]
+    ours = getattr(genesis.optim, case.name)(params, **{**hyper, **changed})
+    theirs = peer.make(tensors, hyper)
+    for step in range(1, steps + 1):
+        grads = [
+            peer.size * rng.choice([-1, 1], shape) * rng.uniform(0.5, 1.5, shape)
+            for shape in SHAPES
+        ]
+        for param, tensor, grad in zip(params, tensors, grads):
+            param.grad = grad.astype(dtype)
+            tensor.grad = torch.tensor(param.grad)
+        ours.step()
+        if peer.before:
+            peer.before(theirs, step, [tensor.grad.clone() for tensor in tensors])
+        theirs.step()
+    found = [tensor.detach().numpy().astype(np.float64) / factor for tensor in tensors]
+    return (
+        [param.data.astype(np.float64) - before for param, before in zip(params, begin)],
+        [after - before for after, before in zip(found, begin)],
+    )
+
+
+def error(case, peer, dtype, **others):
+    """The largest difference, relative to the largest update."""
+    pairs = zip(*updates(case, peer, dtype, **others))
+    return max(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("case", ROWS, ids=lambda case: case.id)
+def test_50_steps_follow_pytorch_optimizer(case, dtype):
+    package("pytorch_optimizer")
+    assert error(case, PEERS[case.name], dtype) < TOLERANCES[dtype]
+
+
+def test_every_optimizer_that_torch_has_not_has_a_peer_here():
+    others = {case.name for case in CASES if case.peer != "torch"}
+    assert others == {case.name for case in ROWS} == PEERS.keys()
+
+
+CHANGED = {
+    "Lion": {"lr": 1e-4 * (1 + 1e-7)},
+    "SignSGD": {"lr": 1e-3 * (1 + 1e-7)},
+    "AdEMAMix": {"alpha": 5 * (1 + 1e-7)},
+    "ADOPT": {"betas": (0.9 * (1 + 1e-7), 0.9999)},
+    "Adan": {"betas": (0.98, 0.92 * (1 + 1e-7), 0.99)},
+    "MARS": {"gamma": 0.025 * (1 + 1e-7)},
+    "AdaBelief": {"betas": (0.9, 0.999 * (1 + 1e-7))},
+    "Yogi": {"betas": (0.9, 0.999 * (1 + 1e-7))},
+    "LaProp": {"betas": (0.9 * (1 + 1e-7), 0.999)},
+    "FTRL": {"lambda_2": 1e-7},
+    "AdaBound": {"gamma": 1e-3 * (1 + 1e-7)},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_tolerance_sees_a_changed_coefficient(name):
+    package("pytorch_optimizer")
+    case = next(case for case in ROWS if case.name == name)
+    assert error(case, PEERS[name], np.float64, **CHANGED[name]) > TOLERANCES[np.float64]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+def test_50_steps_of_lion_follow_lion_pytorch(dtype):
+    lion_pytorch = package("lion_pytorch")
+    peer = Peer(lambda tensors, hyper: lion_pytorch.Lion(tensors, **hyper))
+    case = Case("Lion", {"lr": 0.01, "betas": (0.7, 0.95), "weight_decay": 0.3})
+    assert error(case, peer, dtype) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+def test_50_steps_of_adan_follow_adan_pytorch_but_for_the_first_gradient(dtype):
+    """Which the package leaves out: it is handed the state after the first step, and that step."""
+    adan_pytorch = package("adan_pytorch")
+    hyper = {"lr": 0.01, "betas": (0.9, 0.8, 0.95), "weight_decay": 0.3}
+    enters = tuple(1 - beta for beta in hyper["betas"])
+    shrunk = 1 + hyper["lr"] * hyper["weight_decay"]
+
+    def make(tensors, hyper):
+        return adan_pytorch.Adan(tensors, **{**hyper, "betas": enters})
+
+    def first_gradient(optimizer, step, grads):
+        if step == 1:
+            optimizer.first = grads
+        elif step == 2:
+            (group,) = optimizer.param_groups
+            for tensor, grad in zip(group["params"], optimizer.first):
+                state = optimizer.state[tensor]
+                state["m"].copy_(enters[0] * grad)
+                state["n"].copy_(enters[2] * grad * grad)
+                tensor.data -= hyper["lr"] * grad / (grad.abs() + 1e-8) / shrunk
+
+    assert error(Case("Adan", hyper), Peer(make, first_gradient), dtype) < TOLERANCES[dtype]
