@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .launch import Batch, Copy, FlatLaunch, Launch, prepare, prepare_flat
-from .norms import clip, norm_and_finite
+from .launch import Batch, Copy, FlatBatch, FlatLaunch, Launch, prepare, prepare_flat
+from .norms import clip, norm, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip",
-    "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare",
+    "Batch", "CHANGED", "Copy", "FlatBatch", "FlatLaunch", "Launch", "MAY_OVERLAP", "cells", "clip",
+    "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm", "norm_and_finite", "prepare",
     "prepare_flat", "question", "regions", "slot_offset", "watch",
 ]  # fmt: skip
 
