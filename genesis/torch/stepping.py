@@ -12,6 +12,7 @@ import torch
 
 from .. import checks, kernels
 from ..commit import commit
+from .exchange import with_tensors
 from .plan import Formula, Plan, unshared
 
 logger = logging.getLogger("genesis")
@@ -92,6 +93,13 @@ class FusedStep:
     def state_dict(self) -> dict[str, Any]:
         self._unshare()
         return super().state_dict()  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state dict, of this class or torch's, whose buffers may be arrays of NumPy."""
+        numbers: set[str] = set()
+        if self._torch_step is None:  # torch's own classes make tensors of numbers themselves
+            numbers = {name for group in self.param_groups for name in self._formula(group).numbers}
+        super().load_state_dict(with_tensors(state_dict, numbers))  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "strict": self.strict}  # type: ignore[misc]
