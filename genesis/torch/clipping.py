@@ -113,7 +113,10 @@ class _Batch:
     def take(self, tensors: list[Tensor]) -> bool:
         """Look at tensors, and copy those that do not lie flat; whether all can be used."""
         question, self.tensors = self._question, tensors
-        self._storages = storages(tensors)  # so that their memory lives
+        try:
+            self._storages = storages(tensors)  # so that their memory lives
+        except (RuntimeError, NotImplementedError):  # sparse ones have none
+            return False
         question.objects[:, 0] = kernels.ids(tensors)
         if question.compare() != kernels.FITS:
             for row in np.flatnonzero(question.verdicts[:, 0]).tolist():
