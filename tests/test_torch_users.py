@@ -258,6 +258,10 @@ def negative():
     return torch.tensor([1.0 + 2.0j, 3.0 - 4.0j]).conj().imag
 
 
+def negative_and_dense():
+    return torch.tensor([1.0 + 2.0j]).conj().imag
+
+
 def too_small():
     gradient = torch.ones(50)
     gradient.untyped_storage().resize_(8)
@@ -279,13 +283,14 @@ def made_in_inference_mode():
     "make",
     [
         negative,
+        negative_and_dense,
         too_small,
         with_gaps_and_too_small,
         made_in_inference_mode,
         lambda: torch.ones(3, device="meta"),
         lambda: torch.ones(3).to_sparse(),
     ],
-    ids="negative small gaps inference meta sparse".split(),
+    ids="negative negative-dense small gaps inference meta sparse".split(),
 )
 def test_what_no_kernel_may_touch(make, monkeypatch):
     """Whatever torch makes of it: some of it is an error there."""
@@ -912,7 +917,6 @@ def test_accumulated_gradients_of_groups_by_layer(name):
         torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=1e-7)
 
 
-@needs_compiler
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 def test_a_compiled_step_is_torchs():
     results = []
@@ -939,7 +943,6 @@ def test_a_compiled_step_is_torchs():
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
-@needs_compiler
 @pytest.mark.filterwarnings("ignore")
 def test_clipping_within_a_compiled_function():
     torch.compiler.reset()
