@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from workloads import TITLES, WORKLOADS, Result
+from workloads import FUSED_IN_TORCH, OTHERS_IN_TORCH, TITLES, WORKLOADS, Result
 
 Results = Mapping[str, Result]
 TORCH = ("torch fused", "torch foreach", "torch for-loop")
@@ -74,7 +74,7 @@ def _ratio(work: str, *peers: str, ours: str = "genesis") -> Callable[[Results],
         peer = min(found, key=lambda name: found[name])
         remark = peer if len(peers) > 1 else ""
         theirs = result.median(peer)
-        if result.roofline and theirs and work.startswith("step/"):
+        if result.roofline and theirs and work.startswith(("step/", "torch/")):
             limit = theirs / result.roofline
             remark = f"{remark}; at the roofline it would be {limit:.3g}x".lstrip("; ")
         return Figure(found[peer], remark)
@@ -188,6 +188,16 @@ def _bars() -> list[Bar]:
     more = _median("given/1x1000", scale=1e6, less="genesis, assigned")
     claim = "step(grads=tree) with one array of 1000, over p.grad = g; step()"
     found.append(Bar(12, claim, more, 1.0, False, "us"))
+
+    what = "under torch, 1000 tensors of 10, fresh gradients: beside torch"
+    at_least(13, f"{what} fused", _ratio("torch/AdamW/1000x10", "torch fused"), 3.5)
+    at_least(13, f"{what} foreach", _ratio("torch/AdamW/1000x10", "torch foreach"), 8)
+    for name in (*FUSED_IN_TORCH, *OTHERS_IN_TORCH):
+        if name == "ASGD":  # measured, but nobody has set a bar
+            continue
+        claim = f"under torch, {name}, ResNet-50: beside torch's fastest path"
+        bound = 0.97 if name in FUSED_IN_TORCH else 2.5
+        at_least(13, claim, _ratio(f"torch/{name}/resnet50", *TORCH), bound)
 
     half = "bfloat16/resnet50"
     ratio = _ratio(half, "genesis", ours="genesis, all bfloat16")

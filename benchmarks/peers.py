@@ -185,25 +185,28 @@ class Torch(Trainer):
         self._dtype = getattr(torch, dtype)
         self._foreach = path != "for-loop"
         self.params = [torch.ones(shape, dtype=self._dtype, requires_grad=True) for shape in shapes]
-        options = {
-            "for-loop": {"foreach": False},
-            "foreach": {"foreach": True},
-            "fused": {"fused": True},
-        }
-        make = getattr(torch.optim, case.name)
-        try:
-            self.optimizer = make(self.params, **case.hyper, **options[path])
-        except TypeError as error:
-            if path != "for-loop" or "foreach" not in str(error):
-                raise Missing(f"torch's {case.name} has no {path} path") from None
-            self.optimizer = make(self.params, **case.hyper)
-        except RuntimeError as error:
-            raise Missing(f"torch's {case.name} refuses {path}: {error}") from None
+        self.optimizer = self._make(case, path)
         self._sets: list[list[Any]] = []
         for param, grad in zip(self.params, self._gradients()):
             param.grad = grad
         self._source: list[Any] = []
         self._scaler: Any = None
+
+    def _make(self, case: Case, path: str) -> Any:
+        options = {
+            "for-loop": {"foreach": False},
+            "foreach": {"foreach": True},
+            "fused": {"fused": True},
+        }
+        make = getattr(self._torch.optim, case.name)
+        try:
+            return make(self.params, **case.hyper, **options[path])
+        except TypeError as error:
+            if path != "for-loop" or "foreach" not in str(error):
+                raise Missing(f"torch's {case.name} has no {path} path") from None
+            return make(self.params, **case.hyper)
+        except RuntimeError as error:
+            raise Missing(f"torch's {case.name} refuses {path}: {error}") from None
 
     def _gradients(self) -> list[Any]:
         torch = self._torch
@@ -247,6 +250,32 @@ class Torch(Trainer):
 
     def zero(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)
+
+
+class UnderTorch(Torch):
+    """genesis as torch's users have it: `genesis.torch` on torch's tensors."""
+
+    def __init__(self, case: Case, shapes: Shapes):
+        super().__init__(case, shapes, "genesis")
+
+    def _make(self, case: Case, path: str) -> Any:
+        module("genesis.torch")
+        return getattr(genesis.torch, case.name)(self.params, **case.hyper, strict=True)
+
+    def clip(self) -> None:
+        genesis.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
+
+    @property
+    def columns(self) -> list[list[np.ndarray]]:
+        """The arrays that a step moves: gradients, parameters, each state buffer; after a step."""
+        states = [self.optimizer.state.get(param, {}) for param in self.params]
+        names = [name for name, value in states[0].items() if value.shape == self.params[0].shape]
+        columns = [
+            [param.grad for param in self.params],
+            self.params,
+            *([state[name] for state in states] for name in names),
+        ]
+        return [[tensor.detach().numpy() for tensor in column] for column in columns]
 
 
 _OPTAX: dict[str, Callable[[Any, dict[str, Any]], Any]] = {

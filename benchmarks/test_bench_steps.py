@@ -4,7 +4,7 @@ import pytest
 from replay import contests
 from workloads import WORKLOADS
 
-KINDS = ("train", "step", "fresh", "size", "given", "bfloat16", "sparse", "busy")
+KINDS = ("train", "step", "fresh", "size", "given", "torch", "bfloat16", "sparse", "busy")
 
 
 @contests(lambda name: name.partition("/")[0] in KINDS)

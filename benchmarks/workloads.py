@@ -461,6 +461,57 @@ def _given_gradients() -> list[Workload]:
     ]
 
 
+# ---- genesis under torch ----
+
+
+FUSED_IN_TORCH = ("SGD", "Adam", "AdamW", "Adagrad")
+"""Those of which torch has a fused form on the CPU."""
+
+OTHERS_IN_TORCH = ("RMSprop", "NAdam", "RAdam", "Adadelta", "Adamax", "Rprop", "ASGD")
+
+
+def _torch(
+    name: str, title: str, case: Case, shapes_: peers.Shapes, before: str | None
+) -> Workload:
+    """Torch's tensors, one thread each; "genesis" is `genesis.torch` here."""
+    names = ("genesis", "torch fused", "torch foreach", "torch for-loop", TABLE)
+
+    def build(wanted: Sequence[str]) -> Contest:
+        number = genesis.get_num_threads()
+        genesis.set_num_threads(1)  # the peers follow
+        contest = Contest(close=lambda: genesis.set_num_threads(number))
+        for contender in (each for each in names[:4] if each in wanted):
+            try:
+                is_ours = contender == "genesis"
+                make = peers.UnderTorch if is_ours else peers.PEERS[contender]
+                trainer = make(case, shapes_)
+            except Missing as missing:
+                contest.missing[contender] = str(missing)
+                continue
+            if before is not None:
+                contest.before[contender] = getattr(trainer, before)
+                contest.before[contender]()
+            trainer.step()
+            contest.contenders[contender] = trainer.step
+            if is_ours and TABLE in wanted:
+                contest.contenders[TABLE] = roofline.table(trainer.columns)
+        return contest
+
+    elements = sum(int(np.prod(shape)) for shape in shapes_)
+    return Workload(name, title, names, build, seconds=6.0, memory=elements * 4 * 20)
+
+
+def _under_torch() -> list[Workload]:
+    small = [(10,)] * 1000
+    what = "under torch, AdamW step, fresh gradients"
+    found = [_torch("torch/AdamW/1000x10", f"1000 tensors of 10 {what}", ADAMW, small, "fresh")]
+    for name in (*FUSED_IN_TORCH, *OTHERS_IN_TORCH):
+        case = Case(name, {"lr": 0.01, "momentum": 0.9} if name == "SGD" else {})
+        title = f"ResNet-50 under torch: {name} step"
+        found.append(_torch(f"torch/{name}/resnet50", title, case, shapes.resnet50(), None))
+    return found
+
+
 # ---- 16-bit storage ----
 
 
@@ -736,6 +787,7 @@ def _checkpoint(direction: str) -> Workload:
 
 def _all() -> dict[str, Workload]:
     found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
+    found += _under_torch()
     found += [_bfloat16(), _sparse()]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
     found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]

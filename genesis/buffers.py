@@ -347,6 +347,11 @@ def _shared(array: Any, what: str, writing: bool) -> np.ndarray:
     return check(array, what)
 
 
+def is_torchs(value: Any) -> bool:
+    """Whether `value` is a tensor of torch, which is not imported for that."""
+    return _is_of(value, "torch", "Tensor")
+
+
 def _is_of(array: Any, library: str, name: str) -> bool:
     """Whether it is an object of this class of a library, which is not imported for that."""
     kind = getattr(sys.modules.get(library), name, None)

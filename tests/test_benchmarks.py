@@ -99,6 +99,41 @@ def test_peers_do_the_same_update(suite, name):
             np.testing.assert_allclose(param.data, other.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("method", ["step", "clip", "fresh", "refill", "clip_step_zero", "zero"])
+def test_work_under_torch_runs(suite, method):
+    pytest.importorskip("torch")
+    for name in ("Adam", "SGD"):
+        trainer = suite.peers.UnderTorch(suite.peers.first_cases()[name], SHAPES)
+        theirs = suite.peers.trainer("torch for-loop", suite.peers.first_cases()[name], SHAPES)
+        for each in (trainer, theirs):
+            each.step()
+            getattr(each, method)()
+        for param, other in zip(trainer.params, theirs.params):
+            np.testing.assert_allclose(
+                param.detach().numpy(), other.detach().numpy(), rtol=1e-6, atol=1e-6
+            )
+        assert len(trainer.columns) == (4 if name == "Adam" else 2)
+
+
+@pytest.mark.torch
+def test_a_workload_under_torch_and_its_bars(suite, monkeypatch):
+    pytest.importorskip("torch")
+    threads = genesis.get_num_threads()
+    monkeypatch.setattr(suite.workloads.shapes, "resnet50", lambda: SHAPES)
+    works = {work.name: work for work in suite.workloads._under_torch()}
+    results = {}
+    for name in ("torch/AdamW/resnet50", "torch/RMSprop/resnet50"):
+        results[name] = suite.workloads.measure(works[name], 0.01)
+        assert not results[name].error
+        assert {"genesis", "torch foreach", "roofline (table)"} <= results[name].samples.keys()
+    assert "torch fused" in results["torch/RMSprop/resnet50"].missing
+    verdicts = [v for v in suite.bars.judge(results) if v.figure is not None]
+    assert [v.bar.bound for v in verdicts] == [0.97, 2.5]
+    assert all("at the roofline it would be" in v.figure.remark for v in verdicts)
+    assert genesis.get_num_threads() == threads
+
+
 @pytest.mark.parametrize("method", ["clip", "clip_step_zero", "zero", "fresh", "refill"])
 def test_work_of_every_kind_runs(suite, method):
     case = suite.peers.first_cases()["AdamW"]

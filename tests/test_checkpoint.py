@@ -74,6 +74,7 @@ def assert_same(a, b):
         assert len(a) == len(b)
         for x, y in zip(a.values(), b.values()):
             assert_same(x, y)
+        assert getattr(a, "__dict__", None) == getattr(b, "__dict__", None)
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b)
         for x, y in zip(a, b):
@@ -131,6 +132,8 @@ def assert_same(a, b):
         [[], [[]], ()],
         (1, (2.0, [None, ("x",)])),
         {"b": 1, "a": 2},
+        collections.OrderedDict(),
+        collections.OrderedDict([("b", 1), (2, collections.OrderedDict(a=(1,)))]),
         {"$tensor": "a"},
         {"$int": "0x1", "x": 1},
         {"$dict": [[1, 2]]},
@@ -410,6 +413,11 @@ class Stateful:
         self.state = dict(state)
 
 
+def labelled(obj):
+    obj.label = "x"
+    return obj
+
+
 @pytest.mark.parametrize(
     ("obj", "message"),
     [
@@ -419,8 +427,8 @@ class Stateful:
         ([1j], r"obj\[0\]: cannot save a complex"),
         ([len], r"obj\[0\]: cannot save a builtin_function"),
         ([float], r"obj\[0\]: cannot save a type"),
-        (collections.OrderedDict(a=1), "collections.OrderedDict; convert it with dict"),
-        (collections.defaultdict(list), "collections.defaultdict; convert it with dict"),
+        (collections.defaultdict(int, a=1), "collections.defaultdict; convert it with dict"),
+        (labelled(collections.OrderedDict()), "with the attribute 'label'; convert it with dict"),
         (type("Items", (list,), {})([1]), "Items; convert it with list"),
         ([Point(1, 2)], r"obj\[0\]: cannot save a .*Point; convert it with tuple"),
         ({"c": Color.RED}, r"obj\['c'\]: cannot save a .*Color; convert it with int"),
@@ -747,6 +755,17 @@ HOSTILE = {
         "malformed key",
     ),
     "tuple of null as a key": ({"structure": {"$dict": [[{"$tuple": None}, 1]]}}, "malformed tuple"),
+    "ordered dict that is a dict": ({"structure": {"$ordered": {"a": 1}}}, "malformed ordered dict"),
+    "ordered dict of nothing": ({"structure": {"$ordered": []}}, "malformed ordered dict"),
+    "ordered dict of three": ({"structure": {"$ordered": [[], {}, {}]}}, "malformed ordered dict"),
+    "ordered dict of triples": ({"structure": {"$ordered": [[[1, 2, 3]]]}}, "malformed dict"),
+    "ordered key twice": ({"structure": {"$ordered": [[[1, 2], [1, 3]]]}}, "key twice"),
+    "deep metadata": (
+        {"structure": '{"$ordered":[[],' + "[" * 102 + "]" * 102 + "]}"}, "nested more than 100"
+    ),
+    "missing tensor of torch": ({"structure": {"$torch": "b"}}, "missing tensor 'b'"),
+    "tensor of torch by list": ({"structure": {"$torch": ["a"]}}, "missing tensor"),
+    "parameter of torch that asks 1": ({"structure": {"$torch": ["a", 1]}}, "missing tensor"),
     "missing tensor": ({"structure": {"x": {"$tensor": "b"}}}, "missing tensor 'b'"),
     "metadata as a tensor": ({"structure": {"$tensor": "__metadata__"}}, "missing tensor"),
     "tensor by number": ({"structure": {"$tensor": 0}}, "missing tensor"),
@@ -946,6 +965,15 @@ KINDS = {
     },
     **{f"dict of {n} ints": keyed(range(1000, 1000 + n)) for n in (43_700, 88_000)},
     "dict of tuples": keyed(f'{{"$tuple":[{i},{i}]}}' for i in range(30_000)),
+    "empty ordered dicts": "[" + '{"$ordered":[[]]},' * 20_000 + "0]",
+    "ordered dicts of one": "[" + '{"$ordered":[[["a",1]]]},' * 20_000 + "0]",
+    "ordered dicts with metadata": "[" + '{"$ordered":[[["a",1]],{}]},' * 20_000 + "0]",
+    **{
+        f"ordered dict of {n}": '{"$ordered":[['
+        + ",".join(f'["{i:x}",1]' for i in range(n))
+        + "]]}"
+        for n in (43_700, 88_000)
+    },
     "random numbers": "[" + '{"$float":"7ff0000000000000"},' * 20_000 + "0]",
 }
 
@@ -1108,6 +1136,8 @@ def test_no_mutation_of_the_structure_escapes(path):
         "$tensor",
         "$scalar",
         "$parameter",
+        "$ordered",
+        "$torch",
         "$",
         "a",
     ]

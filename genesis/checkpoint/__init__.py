@@ -23,12 +23,14 @@ import contextlib
 import contextvars
 import json
 import os
+import sys
+from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import regions, tree
+from .. import buffers, regions, tree
 from ..commit import assign, commit
 from ..parameter import Parameter
 from . import atomic_file, codec, file_format
@@ -45,15 +47,21 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
     `load` brings back the same structure, exactly: types, order of keys, every bit of a number.
 
-    - Containers are dict, list and tuple. Keys are str, int, float, bool, None or tuples of those.
+    - Containers are dict, OrderedDict, list and tuple. Keys are str, int, float, bool, None or tuples
+      of those.
     - Values are None, bool, int of any size, float (inf, nan and -0.0 too) and str.
     - Arrays and NumPy scalars are bool, (u)int8 to (u)int64, float16, float32, float64, and
       bfloat16 (`ml_dtypes.bfloat16`). Other dtypes (complex, longdouble, strings, dates, records,
       objects) are refused. An array may have any strides and byte order; it comes back C-contiguous
       and native. Arrays on a device, and memory-mapped ones, come back as plain host arrays.
     - A `Parameter` comes back as one, with its name and `requires_grad`. Its gradient is not saved.
-    - An array or parameter that occurs twice is saved once and comes back as one object.
-    - Subclasses (OrderedDict, namedtuple, masked arrays, enums, ...) are refused, as they would
+    - Tensors of torch, of the same data types and in any memory layout, come back as tensors on the CPU
+      that ask for no gradient, parameters of torch as parameters; where torch is not installed, both
+      as arrays. A module's state dict keeps torch's `_metadata`.
+    - An array, parameter or tensor that occurs twice is saved once and comes back as one object; so do
+      tensors that are the same elements of memory, as tied weights are. Tensors that share a part of
+      their memory come back with memory of their own.
+    - Subclasses (defaultdict, namedtuple, masked arrays, enums, ...) are refused, as they would
       come back as something else.
 
     The file appears whole or not at all: it is written beside `path` under a temporary name
@@ -250,7 +258,7 @@ def load_checkpoint(
             if trees[name]:
                 continue
             if codec.has_method(value, "state_dict"):
-                before.append((value, value.state_dict()))
+                before.append((value, _snapshot(value)))
             value.load_state_dict(states[name])
         commit(restoring)
     except BaseException:
@@ -318,6 +326,28 @@ def _restoring(what: str, arrays: dict[str, np.ndarray], saved: Any) -> list[par
                 f"the one to be restored has shape {array.shape} and dtype {array.dtype}"
             )
     return [assign(array, found[place]) for place, array in arrays.items()]
+
+
+def _snapshot(value: Any) -> Any:
+    """An object's state dict as it is now: those of torch's modules and optimizers share memory."""
+    state = value.state_dict()
+    if "torch" not in sys.modules:
+        return state
+    level: list[Any] = [state]
+    seen: set[int] = set()
+    while level:
+        if any(map(buffers.is_torchs, level)):
+            return deepcopy(state)
+        containers = [
+            each for each in level if isinstance(each, (dict, list, tuple)) and id(each) not in seen
+        ]
+        seen.update(map(id, containers))
+        level = [
+            child
+            for each in containers
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return state
 
 
 def _quoted(names: Any) -> str:

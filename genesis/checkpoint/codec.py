@@ -11,6 +11,8 @@ What JSON has stands for itself; anything else is an object with one key, a tag 
     {"$tensor": name}          an array
     {"$scalar": name}          a NumPy scalar
     {"$parameter": {...}}      a Parameter; {"$parameter": 3} is the fourth one in the file again
+    {"$ordered": [pairs]}      an OrderedDict; torch's of a module has its metadata as a second item
+    {"$torch": name}           a tensor of torch; {"$torch": [name, requires_grad]} a parameter of torch
 
 Objects are made as JSON is parsed, from the innermost out, so that nothing is held twice.
 """
@@ -22,16 +24,21 @@ import json
 import math
 import re
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import ml_dtypes
 import numpy as np
 
+from .. import buffers
 from ..parameter import Parameter
 
 _MAX_DEPTH = 100  # far below the recursion limit of Python and of its json module
-_CONTAINERS = {dict, list, tuple}
+_CONTAINERS = {dict, list, tuple, OrderedDict}
+_METADATA = "_metadata"  # what torch notes of a module's state dict, as its attribute
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 CODES = {
@@ -70,7 +77,7 @@ class Encoder:
         self._open: set[int] = set()
         self._parts = 0
         self._collisions = 0
-        self._names: dict[int, str] = {}
+        self._names: dict[Any, str] = {}
         self._repeats: dict[str, int] = {}
         self._parameters: dict[int, int] = {}
 
@@ -84,8 +91,12 @@ class Encoder:
             return self._encode_children(value, enumerate(value))
         if kind is tuple:
             return {"$tuple": self._encode_children(value, enumerate(value))}
+        if kind is OrderedDict:
+            return self._encode_ordered(value)
         if kind is Parameter:
             return self._encode_parameter(value)
+        if buffers.is_torchs(value):
+            return self._encode_torchs(value)
         if isinstance(value, np.generic):
             array = np.asarray(value)
             if kind is not array.dtype.type:
@@ -100,14 +111,34 @@ class Encoder:
         self._refuse(value)
 
     def _encode_dict(self, value: dict) -> Any:
+        keys, children = self._encode_items(value)
+        if all(type(key) is str and not key.startswith("$") for key in keys):
+            return dict(zip(keys, children))
+        return {"$dict": list(zip(keys, children))}
+
+    def _encode_items(self, value: dict) -> tuple[list[Any], list[Any]]:
         keys = [self._encode_key(key) for key in value]
         self._collisions += collisions(list(value))
         if self._collisions > MAX_COLLISIONS:
             raise ValueError(f"{self._where()}: too many keys of one hash; load would refuse them")
-        children = self._encode_children(value, value.items())
-        if all(type(key) is str and not key.startswith("$") for key in keys):
-            return dict(zip(keys, children))
-        return {"$dict": list(zip(keys, children))}
+        return keys, self._encode_children(value, value.items())
+
+    def _encode_ordered(self, value: OrderedDict) -> Any:
+        others = vars(value).keys() - {_METADATA}
+        if others:
+            raise TypeError(
+                f"{self._where()}: cannot save an OrderedDict with the attribute {min(others)!r}; "
+                "convert it with dict(...)"
+            )
+        pairs = list(zip(*self._encode_items(value)))
+        return {"$ordered": [pairs, *self._encode_children(vars(value), vars(value).items())]}
+
+    def _encode_torchs(self, value: Any) -> Any:
+        found = import_module("genesis.torch.exchange").described(value)
+        if isinstance(found, str):
+            raise TypeError(f"{self._where()}: cannot save {a(value)}: {found}")
+        name = self._add(value, found, found.fetch, found.place)
+        return {"$torch": [name, found.requires_grad] if found.is_parameter else name}
 
     def _encode_children(self, value: Any, children: Iterable[tuple[Any, Any]]) -> list[Any]:
         self._parts += len(value)
@@ -154,9 +185,12 @@ class Encoder:
             }
         }
 
-    def _add(self, array: Any, described: Any, fetch: Callable[[], np.ndarray]) -> str:
-        if id(array) in self._names:
-            return self._names[id(array)]
+    def _add(
+        self, array: Any, described: Any, fetch: Callable[[], np.ndarray], place: Any = None
+    ) -> str:
+        place = id(array) if place is None else place
+        if place in self._names:
+            return self._names[place]
         dtype = native(described.dtype)
         if dtype not in CODES:
             raise TypeError(
@@ -165,7 +199,7 @@ class Encoder:
             )
         name = self._tensor_name()
         self.sources[name] = Source(dtype, tuple(described.shape), fetch, array)
-        self._names[id(array)] = name
+        self._names[place] = name
         return name
 
     def _tensor_name(self) -> str:
@@ -223,6 +257,7 @@ class Decoder:
         self._arrays = arrays
         self._used: set[str] = set()
         self._parameters: list[Parameter] = []
+        self._torchs: dict[tuple[str, bool | None], Any] = {}
         self._collisions = 0
         self._tags: dict[str, Callable[[Any], Any]] = {
             "$int": self._int,
@@ -233,6 +268,8 @@ class Decoder:
             "$tensor": self._tensor,
             "$scalar": self._scalar,
             "$parameter": self._parameter,
+            "$ordered": self._ordered,
+            "$torch": self._torch,
         }
 
     def decode(self, structure: str) -> Any:
@@ -277,6 +314,18 @@ class Decoder:
         return tuple(content)
 
     def _dict(self, content: Any) -> dict:
+        return self._of_pairs(content, {})
+
+    def _ordered(self, content: Any) -> OrderedDict:
+        if type(content) is not list or len(content) not in (1, 2):
+            raise ValueError("its structure has a malformed ordered dict")
+        result = self._of_pairs(content[0], OrderedDict())
+        for metadata in content[1:]:
+            _check_depth(metadata)
+            vars(result)[_METADATA] = metadata
+        return result
+
+    def _of_pairs(self, content: Any, result: Any) -> Any:
         if type(content) is not list or not all(type(p) is list and len(p) == 2 for p in content):
             raise ValueError("its structure has a malformed dict")
         for key, _ in content:
@@ -286,7 +335,6 @@ class Decoder:
             raise ValueError("its structure has too many keys of one hash")
         size = len(content)
         content.reverse()
-        result = {}
         while content:  # each pair is freed when its place in the dict is made
             key, child = content.pop()
             result[key] = child
@@ -322,6 +370,24 @@ class Decoder:
         self._parameters.append(parameter)
         return parameter
 
+    def _torch(self, content: Any) -> Any:
+        """A tensor of torch; the array, where torch is not installed."""
+        name, asks = content, None
+        if type(content) is list and len(content) == 2 and type(content[1]) is bool:
+            name, asks = content
+        array = self._tensor(name)
+        if (name, asks) not in self._torchs:
+            value: Any = array
+            if find_spec("torch") is not None:
+                value = import_module("genesis.torch.exchange").to_tensor(array)
+                if asks is not None:
+                    try:
+                        value = import_module("torch").nn.Parameter(value, requires_grad=asks)
+                    except RuntimeError as error:
+                        raise ValueError(f"{short(name)} is no parameter: {error}") from error
+            self._torchs[name, asks] = value
+        return self._torchs[name, asks]
+
 
 def _check_key(key: Any, depth: int = 0) -> None:
     if type(key) is tuple and depth <= _MAX_DEPTH:
@@ -337,7 +403,7 @@ def _check_depth(obj: Any) -> None:
         level = [
             child
             for container in level
-            for child in (container.values() if type(container) is dict else container)
+            for child in (container.values() if isinstance(container, dict) else container)
             if type(child) in _CONTAINERS
         ]
     if level:
@@ -353,6 +419,9 @@ _PARTS_OF_A_KEY = 2
 _PARTS_OF_AN_OBJECT = 8
 _BACKSLASHES_OF_A_PART = 8
 MAX_COLLISIONS = 10_000_000
+TORCH = "$torch"
+_OF_TORCH = 1000
+_OF_ORDERED = 600
 
 
 def parts(header: bytes) -> int:
@@ -414,6 +483,10 @@ def memory(structure: bytes | bytearray | memoryview) -> int:
     # the parser's note of the key (or a dict's places for its first five); a number in a list;
     # half a str. CPython 3.10 to 3.13 on 64 bits. What stands in a str is counted, too.
     objects = 104 * lists + 64 * dicts + 268 * pairs + 41 * commas + 32 * quotes
+    # A tensor of torch with its storage, over an array that is counted elsewhere; and what an
+    # OrderedDict has more than a dict, of which there are three pairs to each of its own.
+    objects += _OF_TORCH * len(re.findall(rb"\$torch", structure))
+    objects += _OF_ORDERED * len(re.findall(rb"\$ordered", structure))
     return len(structure) + objects + int(len(structure) * _text_growth(structure))
 
 

@@ -61,7 +61,7 @@ def make_header(structure: str, sources: dict[str, codec.Source]) -> bytes:
     end = tensors = 0
     for name, source in sources.items():
         begin, end = end, end + math.prod(source.shape) * source.dtype.itemsize
-        tensors += _memory_of_tensor(name, source.shape)
+        tensors += _memory_of_tensor(name, source.shape, codec.TORCH in structure)
         entries[name] = {
             "dtype": codec.CODES[source.dtype],
             "shape": source.shape,
@@ -88,9 +88,13 @@ def make_header(structure: str, sources: dict[str, codec.Source]) -> bytes:
     return header
 
 
-def _memory_of_tensor(name: str, shape: tuple[int, ...]) -> int:
-    """The array without its data, its name, and its place in two hash tables."""
-    return 400 + 4 * len(name) + 16 * len(shape)
+def _memory_of_tensor(name: str, shape: tuple[int, ...], of_torch: bool) -> int:
+    """The array without its data, its name, and its place in two hash tables.
+
+    If there are any `of_torch`, the shape may be there six times: torch keeps it with the strides, in a
+    tensor, and in a parameter with and one without a gradient.
+    """
+    return 400 + 4 * len(name) + (96 if of_torch else 16) * len(shape)
 
 
 def _room(header: int, structure: bytes | bytearray, data: int) -> int:
@@ -182,6 +186,7 @@ def _read_header(header: bytes, data_size: int) -> tuple[bytearray, dict[str, np
         _refuse_metadata(header, data_size)
     at += 2
     room = _room(len(header), structure, data_size)
+    of_torch = codec.TORCH.encode() in structure
     arrays: dict[str, np.ndarray] = {}
     end = 0
     while header[at : at + 1] == b",":
@@ -200,7 +205,7 @@ def _read_header(header: bytes, data_size: int) -> tuple[bytearray, dict[str, np
                 f"its tensor {short(name)} lies at [{int(entry[4])}, {int(entry[5])}], "
                 f"not at [{begin}, {end}]"
             )
-        room -= _memory_of_tensor(name, shape)
+        room -= _memory_of_tensor(name, shape, of_torch)
         if room < 0:
             break
         if end <= data_size:

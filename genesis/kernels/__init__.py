@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .launch import Batch, Copy, FlatLaunch, Launch, prepare, prepare_flat
-from .norms import clip, norm_and_finite
+from .launch import Batch, Copy, FlatBatch, FlatLaunch, Launch, prepare, prepare_flat
+from .norms import clip, norm, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "FITS", "FlatLaunch", "Launch", "MAY_OVERLAP", "MOVED", "cells", "clip",
-    "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm_and_finite", "prepare",
-    "prepare_flat", "question", "regions", "slot_offset", "staying", "watch",
+    "Batch", "CHANGED", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch", "MAY_OVERLAP", "MOVED",
+    "cells", "clip", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm",
+    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "staying",
+    "watch",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2

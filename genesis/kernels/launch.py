@@ -290,6 +290,43 @@ class Batch(OverTable):
         return [*calls(), *self._table.scatter()]
 
 
+class FlatBatch(Batch):
+    """Flat tensors of another library, of one data type, that are reduced or worked on in place.
+
+    Args:
+        sizes: how many elements each has.
+        storage: their storage type.
+
+    Attributes:
+        sizes: as given.
+        addresses: where each lies, in one column: whoever launches writes that down before, and keeps
+            the memory alive until it is over.
+    """
+
+    def __init__(self, sizes: Sequence[int], storage: str):
+        self.sizes, self._storage = sizes, storage
+        OverTable.__init__(self, (), None)
+        self.addresses = self._table.addresses
+        self._transforms: dict[Callable, tuple[np.ndarray, Callable]] = {}
+
+    def transforming(self, function: Callable, scalars: Sequence[float]) -> list[partial]:
+        """As a batch's; it is one of those that are kept, so that calls are made only once."""
+        if function not in self._transforms:
+            values = np.array(scalars, self._table.arithmetic)
+            calls = self._target.bind_transform(function, self._table, values)
+            self._transforms[function] = values, calls
+        values, calls = self._transforms[function]
+        values[:] = scalars
+        return calls()
+
+    def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
+        return compiling.target_named("cpu")
+
+    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+        table = import_module(".table", __package__)
+        return table.FlatTable(self.sizes, [self._storage], self._target)
+
+
 def prepare(
     rule: Callable,
     columns: Sequence[Sequence[np.ndarray]],

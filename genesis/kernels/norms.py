@@ -9,6 +9,14 @@ from . import reductions
 from .launch import Launch, OverTable
 
 
+def norm(tables: Sequence[OverTable], norm_type: float) -> float:
+    """The norm of all first columns together, with the exponent `norm_type`."""
+    if norm_type == 2:
+        return norm_and_finite(tables)[0]
+    reduced = [table.reduce(norm_type) for table in tables]
+    return reductions.norm(norm_type, [r for r, _ in reduced], [o for _, o in reduced])
+
+
 def norm_and_finite(tables: Sequence[OverTable], factor: float = 1.0) -> tuple[float, bool]:
     """The norm of all first columns together, and whether all their elements are finite.
 

@@ -102,6 +102,15 @@ def norm(norm_type: float, results: Sequence[np.ndarray], owners: Sequence[np.nd
         return float(np.float64(total) ** (1 / norm_type))
 
 
+def not_finite(norm_type: float) -> RuntimeError:
+    """What is raised for a norm that is inf or NaN, where it must not be."""
+    return RuntimeError(
+        f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
+        "so it cannot be clipped. To disable this error and scale the gradients by the "
+        "non-finite norm anyway, set `error_if_nonfinite=False`"
+    )
+
+
 EPSILON = 1e-6
 
 

@@ -169,7 +169,7 @@ class AddressTable:
         self.addresses = addresses
         self.chunks = chunks
         self.storages = storages
-        self.arithmetic = storage.arithmetic(storages[1]).name
+        self.arithmetic = storage.arithmetic(storages[min(1, len(storages) - 1)]).name
         self.bytes_of_column = [elements * storage.BYTES[name] for name in storages]
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
 

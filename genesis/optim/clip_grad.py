@@ -7,17 +7,17 @@ from typing import Any
 from ..nn.utils.clip_grad import clamp_gradients, clip_grad_norm_
 
 
-def clip_grad_norm(tensors: Any, max_norm: float, ord: float = 2.0) -> float:
+def clip_grad_norm(tensors: Any, max_norm: float, ord: float = 2.0) -> Any:
     """Clip the common norm of gradients, in place: `genesis.nn.utils.clip_grad_norm_`.
 
     Args:
-        tensors: a tree or an iterable of `Parameter`s, of which those without a gradient are
-            skipped, or a tree of gradients themselves.
+        tensors: a tree or an iterable of `Parameter`s or of torch's parameters, of which those without a
+            gradient are skipped, or a tree of gradients themselves, as NumPy has them.
         max_norm: the norm that the gradients may have at most, at least 0.
         ord: the exponent of the norm, also inf, -inf and 0. Default: 2.0.
 
     Returns:
-        The norm before clipping, a float.
+        The norm before clipping, a float; of torch's parameters a tensor of shape ().
 
     Raises:
         TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
@@ -36,8 +36,8 @@ def clip_grad_value(tensors: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place.
 
     Args:
-        tensors: a tree or an iterable of `Parameter`s, of which those without a gradient are
-            skipped, or a tree of gradients themselves.
+        tensors: a tree or an iterable of `Parameter`s or of torch's parameters, of which those without a
+            gradient are skipped, or a tree of gradients themselves, as NumPy has them.
         lower: the least value that an element may have.
         upper: the greatest, not less than `lower`.
 

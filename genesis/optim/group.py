@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .. import buffers
+
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
@@ -77,8 +79,19 @@ def put(group: dict[str, Any], name: str, value: Any) -> None:
     """Set in a group, of whatever kind, what has been checked already."""
     if type(group) is Group:
         dict.__setitem__(group, name, value)
+    elif buffers.is_torchs(group.get(name)):
+        # A step that torch has compiled or captured reads the tensor, not the group.
+        group[name].fill_(value)
     else:
         group[name] = value
+
+
+def set_rate(group: dict[str, Any], lr: float) -> None:
+    """Set a group's learning rate; the group checks it, if it does."""
+    if type(group) is Group:
+        group["lr"] = lr
+    else:
+        put(group, "lr", lr)
 
 
 class Misplaced:

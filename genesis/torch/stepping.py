@@ -14,6 +14,7 @@ import torch
 from .. import checks, kernels
 from ..commit import commit
 from ..optim import options
+from .exchange import with_tensors
 from .plan import Formula, Plan, unshared
 from .tensors import TYPES
 
@@ -128,18 +129,24 @@ class FusedStep:
         return super().state_dict()  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state buffers of groups with options keep the type in which they were saved.
+        """Take over a state dict, of this class or torch's, whose buffers may be arrays of NumPy.
 
+        As torch's, but state buffers of groups with options keep the type in which they were saved.
         Torch makes the parameter's type of all of them, and an average or a master would be lost.
         """
 
         def note(optimizer: Any, state_dict: dict[str, Any]) -> None:
             self._loading = state_dict
 
+        numbers: set[str] = set()
+        if self._torch_step is None:  # torch's own classes make tensors of numbers themselves
+            numbers = {
+                name for group in self.param_groups for name in self._formula(group).every_number
+            }
         # The last hook sees what the others have made of it, and torch loads just that.
         handle = self.register_load_state_dict_pre_hook(note)  # type: ignore[attr-defined]
         try:
-            super().load_state_dict(state_dict)  # type: ignore[misc]
+            super().load_state_dict(with_tensors(state_dict, numbers))  # type: ignore[misc]
         finally:
             handle.remove()
             self._loading = None

@@ -1,9 +1,15 @@
-"""Clip gradients by their common norm or by value: one pass to reduce, one to scale."""
+"""Clip gradients by their common norm or by value: one pass to reduce, one to scale.
+
+Parameters may be genesis' own or torch's. The code for torch's is in `genesis.torch`, which is imported
+when there are any: then torch is there.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +21,12 @@ from ...parameter import Parameter
 from ...sparse import SparseGrad
 
 
-def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:
+def get_total_norm(
+    tensors: Any,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Any:
     r"""The norm of several arrays together, as if they were one vector.
 
     .. math:: \left( \sum_i |x_i|^p \right)^{1/p}
@@ -30,9 +41,12 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
         norm_type: the exponent p; inf and -inf give the largest and smallest magnitude, 0 the number
             of arrays that are not all zeros (as in torch). Default: 2.0.
         error_if_nonfinite: raise if the norm is inf or NaN. Default: False.
+        foreach: how torch is to do it where it does: for its tensors on other devices, or that are not
+            dense. Default: None, as it thinks best.
 
     Returns:
-        The norm, a float; 0.0 for no arrays.
+        The norm, a float; 0.0 for no arrays. Of tensors of torch a tensor of shape (), as in torch, of
+        float32 or else float64.
 
     Raises:
         RuntimeError: the norm is inf or NaN and `error_if_nonfinite` is True.
@@ -44,20 +58,12 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
         5.0
     """
     norm_type = _checked_norm_type(norm_type)
-    batches = _batches_of(tensors)
-    if norm_type == 2:
-        total, _ = kernels.norm_and_finite(batches)
-    else:
-        reduced = [batch.reduce(norm_type) for batch in batches]
-        total = reductions.norm(
-            norm_type, [results for results, _ in reduced], [owners for _, owners in reduced]
-        )
+    tensors, of_torch = _sorted_out(tensors)
+    if of_torch:
+        return _for_torch().get_total_norm(of_torch, norm_type, error_if_nonfinite, foreach)
+    total = kernels.norm(_batches_of(tensors), norm_type)
     if error_if_nonfinite and not math.isfinite(total):
-        raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
-            "so it cannot be clipped. To disable this error and scale the gradients by the "
-            "non-finite norm anyway, set `error_if_nonfinite=False`"
-        )
+        raise reductions.not_finite(norm_type)
     return total
 
 
@@ -66,14 +72,17 @@ def norm_and_finite(tensors: Any, factor: float) -> tuple[float, bool]:
     return kernels.norm_and_finite(_batches_of(tensors), factor)
 
 
-def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -> None:
+def clip_grads_with_norm_(
+    parameters: Any, max_norm: float, total_norm: Any, foreach: bool | None = None
+) -> None:
     r"""Scale gradients in place by `max_norm / total_norm`, if that is less than 1.
 
     Args:
-        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
-            skipped, or a tree of gradients themselves.
+        parameters: a tree or an iterable of `Parameter`s, or of torch's, of which those without a
+            gradient are skipped, or a tree of gradients themselves, as NumPy has them.
         max_norm: the norm that the gradients may have at most, at least 0.
         total_norm: the norm that they have, from `get_total_norm`.
+        foreach: how torch is to do it where it does, see `get_total_norm`. Default: None.
 
     Raises:
         TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
@@ -86,29 +95,39 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: float) -
         >>> p.grad.round(3)
         array([0.6, 0.8])
     """
+    parameters, of_torch = _sorted_out(parameters)
+    if of_torch:
+        _for_torch().clip_grads_with_norm_(of_torch, max_norm, total_norm, foreach)
+        return
     max_norm = checks.limit("max_norm", max_norm)
     scale_gradients(parameters, reductions.clip_factor(max_norm, float(total_norm)))
 
 
 def clip_grad_norm_(
-    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
-) -> float:
+    parameters: Any,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Any:
     r"""Clip the common norm of gradients, in place.
 
     With :math:`n` the norm of all gradients together, each is multiplied by
     :math:`\min(1, \text{max\_norm} / (n + 10^{-6}))`.
 
     Args:
-        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
-            skipped, or a tree of gradients themselves.
+        parameters: a tree or an iterable of `Parameter`s, or of torch's, of which those without a
+            gradient are skipped, or a tree of gradients themselves, as NumPy has them.
         max_norm: the norm that the gradients may have at most, at least 0.
         norm_type: the exponent of the norm, also inf, -inf and 0 (see `get_total_norm`).
             Default: 2.0.
         error_if_nonfinite: raise, and leave the gradients as they are, if the norm is inf or NaN.
             Default: False.
+        foreach: how torch is to do it where it does, see `get_total_norm`. Default: None.
 
     Returns:
-        The norm before clipping, a float; 0.0 for no gradients.
+        The norm before clipping, a float; 0.0 for no gradients. Of torch's parameters a tensor of shape
+        (), as in torch, of float32 or else float64.
 
     Raises:
         RuntimeError: the norm is inf or NaN and `error_if_nonfinite` is True.
@@ -130,6 +149,12 @@ def clip_grad_norm_(
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks. ICML 2013,
         https://arxiv.org/abs/1211.5063
     """
+    norm_type = _checked_norm_type(norm_type)
+    parameters, of_torch = _sorted_out(parameters)
+    if of_torch:
+        return _for_torch().clip_grad_norm_(
+            of_torch, max_norm, norm_type, error_if_nonfinite, foreach
+        )
     max_norm = checks.limit("max_norm", max_norm)
     gradients = _gradients(parameters)
     total = get_total_norm([each.array for each in gradients], norm_type, error_if_nonfinite)
@@ -137,13 +162,14 @@ def clip_grad_norm_(
     return total
 
 
-def clip_grad_value_(parameters: Any, clip_value: float) -> None:
+def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = None) -> None:
     """Clip every element of gradients to [-clip_value, clip_value], in place.
 
     Args:
-        parameters: a tree or an iterable of `Parameter`s, of which those without a gradient are
-            skipped, or a tree of gradients themselves.
+        parameters: a tree or an iterable of `Parameter`s, or of torch's, of which those without a
+            gradient are skipped, or a tree of gradients themselves, as NumPy has them.
         clip_value: the largest magnitude, at least 0.
+        foreach: accepted, as torch takes it, and of no effect. Default: None.
 
     Raises:
         TypeError, ValueError: arguments that are not as above, or a gradient that cannot be written.
@@ -162,6 +188,10 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
 
 def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
     """Clip every element of gradients to [lower, upper], in place."""
+    parameters, of_torch = _sorted_out(parameters)
+    if of_torch:
+        _for_torch().clamp_gradients(of_torch, lower, upper)
+        return
     gradients = _gradients(parameters)
     if any(isinstance(each.array, SparseGrad) for each in gradients):
         raise TypeError(
@@ -192,8 +222,6 @@ def _gradients(parameters: Any) -> list[_Gradient]:
     """
     if isinstance(parameters, Parameter):
         parameters = [parameters]
-    elif _is_iterator(parameters):
-        parameters = list(parameters)
     if isinstance(parameters, (list, tuple)) and all(type(p) is Parameter for p in parameters):
         leaves = [(str(i), parameter) for i, parameter in enumerate(parameters)]
     else:
@@ -210,11 +238,16 @@ def _gradients(parameters: Any) -> list[_Gradient]:
             found.append(_Gradient(leaf, leaf.values, repr(path)))
         else:
             what = f"the gradient {path!r}" if path else "the gradient"
-            _refuse_torchs(leaf)
+            if buffers.is_torchs(leaf):
+                raise TypeError(
+                    f"expected either genesis.Parameters or torch's, but {what.removeprefix('the ')} is "
+                    f"torch's {type(leaf).__name__} among others: clip them in a call of their own"
+                )
             if not buffers.is_arraylike(leaf):
+                hint = ": give its parameters()" if hasattr(leaf, "parameters") else ""
                 raise TypeError(
                     "parameters must be Parameters, or a tree of gradients, but "
-                    f"{repr(path) if path else 'it'} is a {type(leaf).__name__}"
+                    f"{repr(path) if path else 'it'} is a {type(leaf).__name__}{hint}"
                 )
             found.append(_Gradient(leaf, buffers.readable(leaf, what), repr(path)))
     return found
@@ -226,19 +259,26 @@ def _is_iterator(value: Any) -> bool:
     return is_leaf and isinstance(value, Iterable) and not isinstance(value, (str, SparseGrad))
 
 
-def _refuse_torchs(parameter: Any) -> None:
-    """Raise TypeError for a parameter or tensor of torch, where ours are expected."""
-    kind = type(parameter)
-    if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in kind.__mro__):
-        raise TypeError(
-            f"expected genesis.Parameters, but got torch's {kind.__name__}: clip torch's with the "
-            "function of the same name in torch.nn.utils"
-        )
+def _sorted_out(values: Any) -> tuple[Any, list[Any]]:
+    """What functions here are given, iterators as lists; and the tensors, if they are torch's."""
+    if _is_iterator(values):
+        values = list(values)
+    if "torch" not in sys.modules:
+        return values, []
+    if buffers.is_torchs(values):
+        return values, [values]
+    if isinstance(values, (list, tuple)) and all(map(buffers.is_torchs, values)):
+        return values, list(values)
+    leaves = [leaf for _, leaf in tree.flatten_with_path(values)]
+    return values, leaves if all(map(buffers.is_torchs, leaves)) else []
+
+
+def _for_torch() -> Any:
+    """The module that does the same for torch's tensors."""
+    return import_module("genesis.torch.clipping")
 
 
 def _batches_of(tensors: Any) -> list[kernels.Batch]:
-    if _is_iterator(tensors):
-        tensors = list(tensors)
     views = []
     for path, leaf in tree.flatten_with_path(tensors):
         what = f"the tensor {path!r}" if path else "the tensor"

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ...checks import choice, integer, number
-from ..optimizer import Optimizer
 from ..schedules import half_cosine, restarts
-from .base import LRScheduler, documented, is_optimizer
+from .base import AnyOptimizer, LRScheduler, documented, is_optimizer
 
 
 @documented()
@@ -41,7 +40,7 @@ class CosineAnnealingLR(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
+        self, optimizer: AnyOptimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
     ):
         self.T_max = integer("T_max", T_max, 1)
         self.eta_min = number("eta_min", eta_min)
@@ -96,7 +95,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         T_0: int,
         T_mult: int = 1,
         eta_min: float = 0.0,
@@ -179,7 +178,7 @@ class SWALR(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         swa_lr: float | Sequence[float],
         anneal_epochs: int = 10,
         anneal_strategy: str = "cos",

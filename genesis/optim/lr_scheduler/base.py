@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ... import hyper
 from ...checks import integer, number
@@ -30,14 +30,66 @@ _FLAGS = ("_is_initial", "_get_lr_called_within_step")
 _RATE = hyper.rate()
 """The usual learning rate, for optimizers that declare none."""
 
+_USUAL: Mapping[str, hyper.Hyper] = {
+    "lr": _RATE, "momentum": hyper.non_negative(), "betas": hyper.decay()
+}  # fmt: skip
+"""What is possible for optimizers of other libraries, of "betas" the first."""
+
 Scheduler = TypeVar("Scheduler", bound=type)
 
 
-def is_optimizer(optimizer: Any) -> Optimizer:
-    """`optimizer`, if it is one."""
+class AnyOptimizer(Protocol):
+    """What a scheduler asks of an optimizer: genesis' own have it, torch's, and what is put around them.
+
+    Attributes:
+        param_groups: a list of dicts, each with "params" and "lr".
+    """
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Update the parameters."""
+
+
+def is_optimizer(optimizer: Any) -> Any:
+    """`optimizer`, if it is one, see `AnyOptimizer`."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        groups = getattr(optimizer, "param_groups", None)
+        shows_groups = isinstance(groups, list) and all(
+            isinstance(group, dict) and {"params", "lr"} <= group.keys() for group in groups
+        )
+        steps = callable(getattr(optimizer, "step", None)) and not isinstance(optimizer, type)
+        if not (groups and shows_groups and steps):
+            raise TypeError(
+                f"{type(optimizer).__name__} is not an Optimizer: a scheduler needs one of genesis or "
+                "torch, or an object with a method step and with param_groups, a list of dicts that "
+                "have 'params' and 'lr'"
+            )
     return optimizer
+
+
+class _Noted:
+    """Whether an optimizer that does not count its steps has made one since: its hook says so."""
+
+    def __init__(self, optimizer: Any):
+        self._stepped = False
+        self._handle = optimizer.register_step_post_hook(self)
+
+    def __call__(self, *args: Any) -> None:
+        self._stepped = True
+
+    def end(self) -> bool:
+        """Take the hook out; whether there was a step."""
+        self._handle.remove()
+        return self._stepped
+
+    def __reduce__(self) -> tuple:
+        # A copy of the scheduler would wait for a hook that the optimizer's copy does not have.
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    pass
 
 
 class LRScheduler:
@@ -56,7 +108,9 @@ class LRScheduler:
     value for it, and `step()` raises a ValueError that says where to add it.
 
     Args:
-        optimizer: the optimizer whose groups are scheduled.
+        optimizer: the optimizer whose groups are scheduled: of genesis, of torch, or anything like them
+            (see `AnyOptimizer`). A learning rate that is a tensor of torch stays that tensor, and is
+            filled.
         last_epoch: index of the last epoch done, in epochs; -1 starts anew, another value needs
             "initial_lr" in every group. Default: -1.
         current_epoch: MegEngine's name for `last_epoch`. Default: None.
@@ -66,7 +120,7 @@ class LRScheduler:
         base_lrs: the initial learning rate of each group.
 
     Raises:
-        TypeError: `optimizer` is not an Optimizer, or `last_epoch` is no number.
+        TypeError: `optimizer` is none, or `last_epoch` is no number.
         ValueError: `last_epoch` is below -1.
         KeyError: `last_epoch` is not -1 and a group has no "initial_lr".
 
@@ -94,7 +148,7 @@ class LRScheduler:
     # groups themselves hold them, under the argument's name.
     _per_group: ClassVar[dict[str, str | None]] = {}
     _given_as_list: Mapping[str, bool] = MappingProxyType({})
-    _steps_before: int | None = None
+    _steps_before: int | _Noted | None = None
     _is_initial = False
     _get_lr_called_within_step = False
     # Whether `get_lr` is that of this class, so that a step can do without it.
@@ -106,7 +160,7 @@ class LRScheduler:
         cls._is_plain = cls.get_lr is LRScheduler.get_lr
 
     def __init__(
-        self, optimizer: Optimizer, last_epoch: int = -1, *, current_epoch: int | None = None
+        self, optimizer: AnyOptimizer, last_epoch: int = -1, *, current_epoch: int | None = None
     ):
         self.optimizer = is_optimizer(optimizer)
         if current_epoch is not None:
@@ -185,9 +239,9 @@ class LRScheduler:
     def _check_order(self) -> None:
         """Warn, once, if no optimizer step came before the first scheduler step."""
         before, self._steps_before = self._steps_before, None
-        if before == self.optimizer._step_count and not getattr(
-            self.optimizer, "step_skipped", False
-        ):
+        count = getattr(self.optimizer, "_step_count", None)
+        stepped = before.end() if isinstance(before, _Noted) else before != count
+        if not stepped and not getattr(self.optimizer, "step_skipped", False):
             warnings.warn(
                 "`lr_scheduler.step()` was called before `optimizer.step()`, so the first learning "
                 "rate of the schedule is never used: call `optimizer.step()` first. See "
@@ -195,8 +249,22 @@ class LRScheduler:
                 stacklevel=3,
             )
 
+    def _watch_order(self) -> None:
+        """Notice from now on whether the optimizer makes a step, where it can be known."""
+        if isinstance(self.optimizer, Optimizer):
+            self._steps_before = self.optimizer._step_count
+        elif hasattr(self.optimizer, "register_step_post_hook"):
+            self._steps_before = _Noted(self.optimizer)
+
     def _do_not_watch_order(self) -> None:
+        if isinstance(self._steps_before, _Noted):
+            self._steps_before.end()
         self._steps_before = None
+
+    def _declared(self, name: str) -> hyper.Hyper | None:
+        """What the optimizer says is possible as a setting, or what is usual."""
+        hypers = getattr(self.optimizer, "_hypers", _USUAL)
+        return hypers.get(name)
 
     def _advance(self, epoch: Any = None, counted: bool = True) -> None:
         """Compute first, then write: an exception from a schedule leaves all as it was."""
@@ -208,7 +276,7 @@ class LRScheduler:
         self._step_count += counted
         try:
             lrs = self._next_lrs() if epoch is None and self._is_plain else self._lrs_at(epoch)
-            declared = self.optimizer._hypers.get("lr")
+            declared = self._declared("lr")
             usual = (declared or _RATE).is_usual
             for lr in lrs:
                 # Nearly always so; else find out what is wrong with it, or mend it.
@@ -279,7 +347,7 @@ class LRScheduler:
             self.step()
         finally:
             self._is_initial = False
-        self._steps_before = self.optimizer._step_count
+        self._watch_order()
 
     def _restart(self) -> None:
         """Go back to epoch 0, as torch does at a milestone: no step of its own is counted."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from ... import checks
-from ..optimizer import Optimizer
-from .base import LRScheduler, is_optimizer
+from ..group import set_rate
+from .base import AnyOptimizer, LRScheduler, is_optimizer
 from .plateau import ReduceLROnPlateau
 
 
@@ -18,7 +18,7 @@ class CompositeLR(LRScheduler):
     _unsaved: ClassVar = LRScheduler._unsaved | {"_schedulers", "_known_groups"}
     _known_groups = 0
 
-    def _hold(self, optimizer: Optimizer | None, schedulers: Iterable[LRScheduler]) -> None:
+    def _hold(self, optimizer: AnyOptimizer | None, schedulers: Iterable[LRScheduler]) -> None:
         """Check the schedulers, and whether they schedule one optimizer."""
         kind = type(self).__name__
         if isinstance(schedulers, LRScheduler) or not isinstance(schedulers, Iterable):
@@ -49,7 +49,7 @@ class CompositeLR(LRScheduler):
     def _watch_order(self) -> None:
         """From now on the order warning is this scheduler's, not each part's own."""
         self._do_not_watch_order()
-        self._steps_before = self.optimizer._step_count
+        super()._watch_order()
 
     def _do_not_watch_order(self) -> None:
         super()._do_not_watch_order()
@@ -62,7 +62,7 @@ class CompositeLR(LRScheduler):
 
     def _reset_lrs(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = float(group["initial_lr"])
+            set_rate(group, float(group["initial_lr"]))
 
     def _restart(self) -> None:
         for scheduler in self._leaves():
@@ -133,7 +133,7 @@ class ChainedScheduler(CompositeLR):
     Source: `torch.optim.lr_scheduler.ChainedScheduler`.
     """
 
-    def __init__(self, schedulers: Iterable[LRScheduler], optimizer: Optimizer | None = None):
+    def __init__(self, schedulers: Iterable[LRScheduler], optimizer: AnyOptimizer | None = None):
         self._hold(optimizer, schedulers)
         self._last_lr = self._current_lrs()
         self._watch_order()
@@ -197,7 +197,7 @@ class SequentialLR(CompositeLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         schedulers: Iterable[LRScheduler],
         milestones: Iterable[int],
         last_epoch: int = -1,

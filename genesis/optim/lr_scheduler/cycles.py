@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 from ... import hyper
 from ...checks import choice, function, integer, number
-from ..group import put
-from ..optimizer import Optimizer
+from ..group import put, set_rate
 from ..schedules import anneal, cycle_scale, triangle
-from .base import NOISE, LRScheduler, documented, is_optimizer
+from .base import NOISE, AnyOptimizer, LRScheduler, documented, is_optimizer
 from .functions import function_state, with_state
 
 
@@ -32,7 +31,7 @@ class MomentumLR(LRScheduler):
         self.cycle_momentum = bool(cycle_momentum)
         if not cycle_momentum:
             return [], []
-        defaults = self.optimizer.defaults
+        defaults = getattr(self.optimizer, "defaults", self.optimizer.param_groups[0])
         if "momentum" not in defaults and "betas" not in defaults:
             raise ValueError(
                 "cycle_momentum needs an optimizer with momentum or betas, but "
@@ -47,7 +46,7 @@ class MomentumLR(LRScheduler):
     def _use(self, momenta: list[float]) -> None:
         """Make settings of the groups' next momenta, or raise before anything is written."""
         name = "betas" if self.use_beta1 else "momentum"
-        declared = self.optimizer._hypers.get(name)
+        declared = self._declared(name)
         part = declared.parts[0] if isinstance(declared, hyper.Several) else declared
         values: list[Any] = []
         for group, momentum in zip(self.optimizer.param_groups, momenta):
@@ -55,7 +54,8 @@ class MomentumLR(LRScheduler):
                 momentum = 0.0
             values.append((momentum, *group["betas"][1:]) if self.use_beta1 else momentum)
             if part is not None and not part.is_usual(momentum):
-                self._check(name, declared, values[-1:])
+                whole = isinstance(declared, hyper.Several)
+                self._check(name, declared, values[-1:] if whole else [momentum])
         self._momenta = values
 
     def _advance(self, epoch: Any = None, counted: bool = True) -> None:
@@ -118,7 +118,7 @@ class CyclicLR(MomentumLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         base_lr: float | Sequence[float],
         max_lr: float | Sequence[float],
         step_size_up: float = 2000,
@@ -153,7 +153,7 @@ class CyclicLR(MomentumLR):
             self.base_momentums, self.max_momentums = lows, highs
         if last_epoch == -1:
             for i, group in enumerate(optimizer.param_groups):
-                group["lr"] = base_lrs[i]
+                set_rate(group, base_lrs[i])
                 if self.cycle_momentum:
                     group["base_momentum"], group["max_momentum"] = lows[i], highs[i]
         super().__init__(optimizer, last_epoch)
@@ -267,7 +267,7 @@ class OneCycleLR(MomentumLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         max_lr: float | Sequence[float],
         total_steps: int | None = None,
         epochs: int | None = None,

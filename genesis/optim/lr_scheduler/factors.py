@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from .. import schedules
-from ..optimizer import Optimizer
-from .base import LRScheduler, documented, is_optimizer
+from .base import AnyOptimizer, LRScheduler, documented, is_optimizer
 
 
 class FactorLR(LRScheduler):
@@ -24,7 +23,7 @@ class FactorLR(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         schedule: schedules.Schedule,
         last_epoch: int = -1,
         *,
@@ -74,7 +73,7 @@ class ExponentialLR(FactorLR):
 
     gamma: float
 
-    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):
+    def __init__(self, optimizer: AnyOptimizer, gamma: float, last_epoch: int = -1):
         super().__init__(optimizer, schedules.exponential(gamma), last_epoch)
 
     def _ratio(self, t: int) -> float:
@@ -106,7 +105,7 @@ class StepLR(FactorLR):
     gamma: float
 
     def __init__(
-        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+        self, optimizer: AnyOptimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
     ):
         super().__init__(optimizer, schedules.step(step_size, gamma), last_epoch)
 
@@ -144,7 +143,7 @@ class MultiStepLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         milestones: Iterable[int],
         gamma: float = 0.1,
         last_epoch: int = -1,
@@ -197,7 +196,7 @@ class ConstantLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         factor: float = 1.0 / 3,
         total_iters: int = 5,
         last_epoch: int = -1,
@@ -246,7 +245,7 @@ class LinearLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         start_factor: float = 1.0 / 3,
         end_factor: float = 1.0,
         total_iters: int = 5,
@@ -289,7 +288,11 @@ class PolynomialLR(FactorLR):
     power: float
 
     def __init__(
-        self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
+        self,
+        optimizer: AnyOptimizer,
+        total_iters: int = 5,
+        power: float = 1.0,
+        last_epoch: int = -1,
     ):
         super().__init__(optimizer, schedules.polynomial(total_iters, power), last_epoch)
 

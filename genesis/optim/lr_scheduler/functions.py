@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from ... import checks
 from .. import schedules
-from ..optimizer import Optimizer
 from ..schedules import Schedule
-from .base import LRScheduler, documented, is_optimizer
+from .base import AnyOptimizer, LRScheduler, documented, is_optimizer
 
 
 def function_state(function: Callable | None) -> dict[str, Any] | None:
@@ -53,7 +52,7 @@ class FunctionLR(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ):
@@ -151,7 +150,7 @@ class MultiplicativeLR(FunctionLR):
 
 
 def get_cosine_schedule_with_warmup(
-    optimizer: Optimizer,
+    optimizer: AnyOptimizer,
     num_warmup_steps: int,
     num_training_steps: int,
     num_cycles: float = 0.5,

@@ -9,8 +9,8 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from ...checks import choice, integer, number
-from ..optimizer import Optimizer
-from .base import EPOCH_DEPRECATION_WARNING, LRScheduler, is_optimizer
+from ..group import set_rate
+from .base import EPOCH_DEPRECATION_WARNING, AnyOptimizer, LRScheduler, is_optimizer
 
 
 class ReduceLROnPlateau(LRScheduler):
@@ -58,7 +58,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         mode: str = "min",
         factor: float = 0.1,
         patience: int = 10,
@@ -143,7 +143,7 @@ class ReduceLROnPlateau(LRScheduler):
             lr = float(group["lr"])
             reduced = max(lr * self.factor, least)
             if lr - reduced > self.eps:
-                group["lr"] = reduced
+                set_rate(group, reduced)
 
 
 def _metric(metrics: Any) -> float:
