@@ -8,7 +8,11 @@ from devices import SIMULATED, WITHOUT_NUMBA_CUDA
 import genesis
 from genesis.kernels import cpu, threads
 
-collect_ignore = ["conftest.py"]  # by doctest, which takes one for the other beside benchmarks/
+collect_ignore = [
+    "conftest.py",  # by doctest, which takes one for the other beside benchmarks/
+    # Run in processes of their own, and with torch only.
+    *(["rank_trainer.py", "torch_session.py"] if find_spec("torch") is None else []),
+]
 
 
 def pytest_configure(config):
