@@ -29,12 +29,21 @@ def buffers(case: Case) -> dict[str, int]:
     return {name: b.nbytes // 1024 for name, b in state.items() if isinstance(b, np.ndarray)}
 
 
+def sums(case: Case) -> bool:
+    """Whether a step sums up each tensor before."""
+    opt = case.make([genesis.Parameter(np.ones(1, np.float32))])
+    return opt._recipe.written_for(opt.param_groups[0]).sums is not None
+
+
 def rows() -> list[str]:
     """The lines of the table: optimizers in alphabetical order, each from little state to much."""
     kinds = {}
+    passes: dict[tuple, set[int]] = {}
     for case in CASES:
         found = buffers(case)
-        kinds[case.name, tuple(found)] = sum(found.values())
+        kind = case.name, tuple(found)
+        kinds[kind] = sum(found.values())
+        passes.setdefault(kind, set()).add(1 + sums(case))
     lines = [
         "| optimizer | state buffers | bytes of state a parameter | bytes moved a parameter and step |",
         "|---|---|---|---|",
@@ -42,8 +51,10 @@ def rows() -> list[str]:
     order = sorted(kinds.items(), key=lambda kind: (kind[0][0].lower(), kind[1]))
     for (name, names), kept in order:
         shown = ", ".join(f"`{b}`" for b in names) or "none"
-        # The gradient is read; the parameter and its state are read and written.
-        lines.append(f"| `{name}` | {shown} | {kept} | {4 + 2 * 4 + 2 * kept} |")
+        # The gradient is read; the parameter and its state are read and written. Where a tensor is summed
+        # up, everything is read once more before.
+        moved = [4 + 2 * 4 + 2 * kept + (n - 1) * (8 + kept) for n in sorted(passes[name, names])]
+        lines.append(f"| `{name}` | {shown} | {kept} | {' or '.join(map(str, moved))} |")
     return lines
 
 

@@ -11,7 +11,7 @@ optimizer.step()
 from . import amp, hyper, nn, optim, transforms, tree
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
-from .formulas import RuleError, transform
+from .formulas import RuleError, mean, total, transform
 from .kernels.threads import get_num_threads, set_num_threads
 from .optim.rule import chain, rule
 from .parameter import Parameter
@@ -35,12 +35,14 @@ __all__ = [
     "hyper",
     "load",
     "load_checkpoint",
+    "mean",
     "nn",
     "optim",
     "rule",
     "save",
     "save_checkpoint",
     "set_num_threads",
+    "total",
     "transform",
     "transforms",
     "tree",

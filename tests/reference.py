@@ -252,9 +252,53 @@ def mars(
     grad = _descent(grad, maximize)
     change = grad - state.get("last_grad", grad)
     corrected = grad + gamma * (betas[0] / (1 - betas[0])) * change
+    corrected = corrected / max(1.0, np.linalg.norm(np.ravel(corrected)))
     param = param - lr * weight_decay * param
     param, new = _adam(param, corrected, state, step, lr, betas, eps, False)
     return param, {**new, "last_grad": grad}
+
+
+def lamb(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=1e-2,
+    bias_correction=True, adapt=True, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    new = {"exp_avg": mean, "exp_avg_sq": square}
+    if bias_correction:
+        mean, square = mean / (1 - betas[0] ** step), square / (1 - betas[1] ** step)
+    update = mean / (np.sqrt(square) + eps) + weight_decay * param
+    size, change = (np.linalg.norm(np.ravel(each)) for each in (param, update))
+    ratio = size / change if adapt and size > 0 and change > 0 else 1
+    return param - lr * ratio * update, new
+
+
+def lars(
+    param, grad, state, step, *, lr, momentum=0.9, weight_decay=0, trust_coefficient=1e-3,
+    adapt=True, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    size, slope = (np.linalg.norm(np.ravel(each)) for each in (param, grad))
+    rate = 1
+    if adapt and size > 0 and slope > 0:
+        rate = trust_coefficient * size / (slope + weight_decay * size)
+    buffer = momentum * state.get("momentum_buffer", 0) + lr * rate * (grad + weight_decay * param)
+    return param - buffer, {"momentum_buffer": buffer}
+
+
+def stable_adamw(
+    param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-2,
+    maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    one, two = (b * (1 - b ** (step - 1)) / (1 - b**step) for b in betas)
+    mean = one * state.get("exp_avg", 0) + (1 - one) * grad
+    square = two * state.get("exp_avg_sq", 0) + (1 - two) * np.square(grad)
+    excess = np.square(grad) / np.maximum(square, eps**2)
+    rate = lr / max(1.0, np.sqrt(excess.mean())) if np.size(excess) else lr
+    param = (1 - rate * weight_decay) * param - rate * mean / (np.sqrt(square) + eps)
+    return param, {"exp_avg": mean, "exp_avg_sq": square}
 
 
 def adabelief(
@@ -358,6 +402,9 @@ REFERENCES = {
     "ADOPT": adopt,
     "Adan": adan,
     "MARS": mars,
+    "LAMB": lamb,
+    "LARS": lars,
+    "StableAdamW": stable_adamw,
     "AdaBelief": adabelief,
     "Yogi": yogi,
     "LaProp": laprop,

@@ -129,6 +129,15 @@ BAD_HYPER = {
         ({"betas": (1.0, 0.99)}, "Invalid beta parameter at index 0: 1.0"),
     ],
     "AdaBelief": [({"eps": NAN}, "Invalid epsilon value: nan")],
+    "LAMB": [
+        ({"weight_decay": -1}, "Invalid weight_decay value: -1"),
+        ({"adapt": 1}, "expected True or False"),
+    ],
+    "LARS": [
+        ({"trust_coefficient": -1e-3}, "Invalid trust_coefficient value: -0.001"),
+        ({"lr": 1.0, "momentum": -0.9}, "Invalid momentum value: -0.9"),
+    ],
+    "StableAdamW": [({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0")],
     "Yogi": [
         ({"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1"),
         ({"bias_correction": 1}, "expected True or False"),

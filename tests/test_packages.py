@@ -41,11 +41,12 @@ class Peer:
         factor: `factor(hyper)`, by which its parameters are those of genesis from the start.
         apart: hyper-parameters for both, in place of the row's.
         size: how large gradients are.
+        shapes: of the parameters.
     """
 
-    def __init__(self, make, before=None, factor=None, apart=None, size=1.0):
+    def __init__(self, make, before=None, factor=None, apart=None, size=1.0, shapes=SHAPES):
         self.make, self.before, self.factor = make, before, factor
-        self.apart, self.size = apart or {}, size
+        self.apart, self.size, self.shapes = apart or {}, size, shapes
 
 
 def renamed(name, names=(), **fixed):
@@ -141,6 +142,11 @@ def sum_at_first(optimizer, step, grads):
             state["n"].fill_(optimizer.begins)
 
 
+def lamb(tensors, hyper):
+    without = {name: value for name, value in hyper.items() if name != "bias_correction"}
+    return renamed("Lamb", weight_decouple=False, adam_debias=True)(tensors, without)
+
+
 DECOUPLED = {"decoupled_weight_decay": "weight_decouple"}
 PEERS = {
     "Lion": Peer(renamed("Lion")),
@@ -148,9 +154,15 @@ PEERS = {
     "AdEMAMix": Peer(ademamix),
     "ADOPT": Peer(adopt, decay_from_the_second_step),
     "Adan": Peer(renamed("Adan", {"no_prox": "weight_decouple"}), no_difference_at_first),
-    # It scales tensors whose corrected gradient is longer than 1: these are short. Its epsilon is
-    # divided by the correction of the root, and would be seen.
-    "MARS": Peer(renamed("MARS", optimize_1d=True), no_change_at_first, None, {"eps": 0.0}, 0.02),
+    # Its epsilon is divided by the correction of the root, and would be seen. Some tensors are longer
+    # than 1, and are scaled, others are not.
+    "MARS": Peer(renamed("MARS", optimize_1d=True), no_change_at_first, None, {"eps": 0.0}, 0.3),
+    # It adds epsilon to the norm, too, bounds that of the parameter by 10, and unless it is told not to,
+    # divides the rate by the correction of the first average.
+    "LAMB": Peer(lamb, None, None, {"eps": 0.0}),
+    # It leaves vectors to SGD.
+    "LARS": Peer(renamed("LARS"), None, None, None, 1.0, [(10, 5), (3, 4, 2)]),
+    "StableAdamW": Peer(renamed("StableAdamW", kahan_sum=False)),
     "AdaBelief": Peer(renamed("AdaBelief", DECOUPLED)),
     "Yogi": Peer(
         lambda tensors, hyper: renamed(
@@ -189,7 +201,7 @@ def updates(case, peer, dtype, steps=STEPS, **changed):
     rng = np.random.default_rng(5)
     hyper = {**case.hyper, **peer.apart}
     factor = peer.factor(hyper) if peer.factor else 1
-    arrays = [(0.01 * rng.standard_normal(shape)).astype(dtype) for shape in SHAPES]
+    arrays = [(0.01 * rng.standard_normal(shape)).astype(dtype) for shape in peer.shapes]
     begin = [array.astype(np.float64) for array in arrays]
     params = [genesis.Parameter(array) for array in arrays]
     tensors = [torch.tensor(array * dtype(factor), requires_grad=True) for array in arrays]
@@ -198,7 +210,7 @@ def updates(case, peer, dtype, steps=STEPS, **changed):
     for step in range(1, steps + 1):
         grads = [
             peer.size * rng.choice([-1, 1], shape) * rng.uniform(0.5, 1.5, shape)
-            for shape in SHAPES
+            for shape in peer.shapes
         ]
         for param, tensor, grad in zip(params, tensors, grads):
             param.grad = grad.astype(dtype)
@@ -239,6 +251,9 @@ CHANGED = {
     "ADOPT": {"betas": (0.9 * (1 + 1e-7), 0.9999)},
     "Adan": {"betas": (0.98, 0.92 * (1 + 1e-7), 0.99)},
     "MARS": {"gamma": 0.025 * (1 + 1e-7)},
+    "LAMB": {"weight_decay": 0.1 * (1 + 1e-6)},
+    "LARS": {"trust_coefficient": 1e-3 * (1 + 1e-7)},
+    "StableAdamW": {"betas": (0.9, 0.99 * (1 + 1e-7))},
     "AdaBelief": {"betas": (0.9, 0.999 * (1 + 1e-7))},
     "Yogi": {"betas": (0.9, 0.999 * (1 + 1e-7))},
     "LaProp": {"betas": (0.9 * (1 + 1e-7), 0.999)},

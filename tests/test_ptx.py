@@ -35,12 +35,18 @@ DTYPES = list(FLOAT_TYPES.values())
 
 
 def kernels_of(cases):
-    """Every rule that a row of the table of cases uses: its buffers and its number of scalars."""
+    """Every rule that a row of the table of cases uses: its buffers, its scalars, and its numbers of a
+    tensor."""
     found = {}
     for case in cases:
         opt = case.make([genesis.Parameter(np.ones(1))])
         written = opt._recipe.written_for(opt.param_groups[0])
-        found[written.rule.__name__] = written.rule, len(written.states), written.count
+        found[written.rule.__name__] = (
+            written.rule,
+            len(written.states),
+            written.count,
+            written.numbers,
+        )
     return found
 
 
@@ -71,13 +77,13 @@ def ptx_of(template, signature, capability):
 
 
 @lru_cache(maxsize=None)
-def template_of(rule, storages, scalars, capability):
+def template_of(rule, storages, scalars, capability, numbers):
     """As the target makes it, but anew for each capability: device functions are compiled for one."""
-    return target.template_of(rule, storages, scalars)
+    return target.template_of(rule, storages, scalars, numbers)
 
 
-def compiled(rule, storages, scalars, capability):
-    return ptx_of(*template_of(rule, storages, scalars, capability), capability)
+def compiled(rule, storages, scalars, capability, numbers=0):
+    return ptx_of(*template_of(rule, storages, scalars, capability, numbers), capability)
 
 
 # ---- what is looked for: each function returns what it finds wrong ----
@@ -159,30 +165,30 @@ def assert_good(ptx, storages):
     ],
 )
 def test_kernels_of_one_data_type(name, dtype, capability):
-    rule, buffers, scalars = KERNELS[name]
+    rule, buffers, scalars, numbers = KERNELS[name]
     storages = (dtype,) * (2 + buffers)
-    assert_good(compiled(rule, storages, scalars, capability), storages)
+    assert_good(compiled(rule, storages, scalars, capability, numbers), storages)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("types", MIXED, ids="-".join)
 @pytest.mark.parametrize("name", sorted(NARROW))
 def test_kernels_of_mixed_data_types(name, types, capability):
-    rule, buffers, scalars = KERNELS[name]
+    rule, buffers, scalars, numbers = KERNELS[name]
     storages = (*types[:2], *types[2:] * buffers)
-    assert_good(compiled(rule, storages, scalars, capability), storages)
+    assert_good(compiled(rule, storages, scalars, capability, numbers), storages)
 
 
 @pytest.mark.parametrize("types", MIXED, ids="-".join)
 def test_adamw_of_mixed_data_types(types, capability):
-    rule, buffers, scalars = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    rule, buffers, scalars, _ = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
     storages = (*types[:2], *types[2:] * buffers)
     assert_good(compiled(rule, storages, scalars, capability), storages)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_adamw_that_clips_elements(dtype, capability):
-    rule, buffers, scalars = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    rule, buffers, scalars, _ = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
     storages = (dtype,) * (2 + buffers)
     clipping = target.rule_with_clip.__wrapped__(rule)  # anew: it is compiled for one capability
     assert_good(compiled(clipping, storages, scalars + 1, capability), storages)
@@ -190,10 +196,31 @@ def test_adamw_that_clips_elements(dtype, capability):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_adamw_that_averages(dtype, capability):
-    rule, buffers, scalars = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    rule, buffers, scalars, _ = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
     storages = (dtype,) * (3 + buffers)
     averaging = target.rule_with_average.__wrapped__(rule)
     assert_good(compiled(averaging, storages, scalars + 2, capability), storages)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_kernels_that_sum_up(dtype, capability):
+    written = genesis.optim.LAMB._recipe.written_for({"bias_correction": True, "adapt": True})
+    storages, sums = (dtype,) * 4, written.sums
+    summand = target.summand_of.__wrapped__(sums.summand, sums.states, sums.scalars, None)
+    scalars = written.count
+    ptx = ptx_of(
+        *target.sum_template_of(summand, storages, scalars, sums.totals, False), capability
+    )
+    assert not spilled(ptx)
+    assert not calls(ptx)
+    assert not approximations(ptx)
+    assert not short_indices(ptx)
+    assert dtype == "float64" or not double_precision(ptx)
+    own = sums.scalars, sums.totals, sums.numbers
+    ptx = ptx_of(*target.finish_template_of(sums.finish, storages, scalars, *own), capability)
+    assert not spilled(ptx)
+    assert not calls(ptx)
+    assert double_precision(ptx)  # sums of sums are to be wide
 
 
 def other_kernels():

@@ -30,7 +30,7 @@ def test_a_target_offers_what_is_written_down(device):
     members = {name for name in {*vars(Target), *Target.__annotations__} if name[0] != "_"}
     assert members == {
         "CHUNK", "bind", "bind_clip", "bind_reduction", "bind_transform", "copying",
-        "stream_numbered",
+        "numbers", "stream_numbered",
     }  # fmt: skip
     for name in members:
         offered = getattr(target, name)

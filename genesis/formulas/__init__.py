@@ -9,6 +9,7 @@ a step, in float64, whatever depends on no element (`writing`).
 from .chain import Transform, composed, transform
 from .formula import Formula, RuleError
 from .recipe import Numbers, OfSettings, Part, Recipe
+from .symbols import Sums, mean, total
 from .writing import Written
 
 __all__ = [
@@ -18,8 +19,11 @@ __all__ = [
     "Part",
     "Recipe",
     "RuleError",
+    "Sums",
     "Transform",
     "Written",
     "composed",
+    "mean",
+    "total",
     "transform",
 ]

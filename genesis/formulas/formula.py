@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from .. import checks, hyper
 from ..hyper import REQUIRED, Hyper
 from ..kernels import functions
-from .symbols import BUILTINS, MATH
+from .symbols import BUILTINS, MATH, mean, total
 
 ALLOWED = "a rule is arithmetic, if and math on one element"
 
@@ -290,6 +290,8 @@ class _Adapted:
 
     def known(self, value: Any) -> Any:
         """What stands for a value in a formula; None if nothing does."""
+        if value is total or value is mean:
+            return value
         value = getattr(value, "py_func", value)  # of a function that Numba compiles
         if isinstance(value, FunctionType):
             return self.function(value)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .. import checks
 from ..hyper import REQUIRED, Flag, Hyper, Number, Several
 from .formula import GIVEN, Formula, RuleError
-from .symbols import Operand, Scalar, Trace
+from .symbols import Operand, Scalar, Sums, Trace, summing
 from .writing import Written
 
 MOST_FLAGS = 6
@@ -370,7 +370,7 @@ class Recipe:
             results = trace.results(formula)
         except (TypeError, RecursionError) as error:
             self.parts[0].formula.refuse_error(error)
-        return Written(self.name, self.file, self.line, results, list(self.states))
+        return Written(self.name, self.file, self.line, results, list(self.states), trace.summands)
 
     def initial(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What the state of a parameter begins with: numbers, and what fills buffers."""
@@ -379,6 +379,11 @@ class Recipe:
             for name, begins in self.states.items()
         }
         return {"step": 0, **self.carried, **fills}
+
+    @property
+    def sums(self) -> bool:
+        """Whether, with some choice of flags, an update asks for sums over its tensor."""
+        return any(written.numbers for written in self.written.values())
 
     def evaluated(
         self,
@@ -389,10 +394,18 @@ class Recipe:
         group: Mapping[str, Any],
         named: Sequence[Any],
         given: Mapping[str, Any],
+        sums: Sums,
     ) -> list[Any]:
-        """What the formulas give for one element, as the CPU's kernels compute it."""
+        """What the formulas give for one element, as the CPU's kernels compute it.
+
+        `sums` gives what they sum over all elements, see `symbols.Sums`.
+        """
         values = dict(zip(self.states, map(Scalar, map(kind, states))))
-        found = self.results(
-            Scalar(kind(param)), Scalar(kind(grad)), values, group.__getitem__, named, given
-        )
+
+        def formula() -> list[Any]:
+            return self.results(
+                Scalar(kind(param)), Scalar(kind(grad)), values, group.__getitem__, named, given
+            )
+
+        found = summing(sums, formula)
         return [value.value if isinstance(value, Scalar) else kind(float(value)) for value in found]

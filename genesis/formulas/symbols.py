@@ -7,13 +7,18 @@ A symbol that depends on no element of a tensor is the host's. Where one is aske
 by an `if`, `and`, `or` or `not`, the formula is run once for each answer, and the two results are
 joined by a choice; where both runs did the same with different values, the choice is made between the
 values. So code that follows an `if` stands once, as it was written.
+
+What a formula sums over its tensor (`total`) is a symbol of its own, the same one on every way: the
+summands of all ways are joined as results are. With the number of elements it is what a formula may know
+of the whole tensor, and what is computed of these alone is computed once for each tensor.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from types import CodeType
 from typing import Any
 
@@ -179,7 +184,136 @@ BUILTINS = {
 """Python's own functions that a formula may call."""
 
 
+# ---- sums over a tensor ----
+
+
+def total(value: Any) -> Any:
+    r"""In a rule: the sum of a value over all elements of the tensor, :math:`\sum_i x_i`.
+
+    A rule that asks for sums is compiled to two passes: the first one reads gradients, parameters and
+    state as they are before the update, and sums up; the second one updates. What a rule computes of
+    sums and hyper-parameters alone is computed once for each tensor, in float64. Each tensor is summed
+    up in pieces of fixed size, in a fixed order: the result does not depend on threads, nor on which
+    other tensors there are.
+
+    Args:
+        value: what is to be summed: something that the rule has computed of the element, its gradient
+            and state. It must not depend on another total, nor may an `if` on an element decide
+            whether it is asked for.
+
+    Returns:
+        The sum: a number, the same for all elements of a tensor.
+
+    Raises:
+        TypeError: outside of a rule.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> @genesis.rule
+        ... def NormalisedSGD(param, grad, *, lr):
+        ...     return param - lr * grad / genesis.total(grad**2) ** 0.5
+        >>> params = {"a": np.zeros(2), "b": np.zeros(1)}
+        >>> _ = NormalisedSGD(params, lr=1.0).step(grads={"a": np.array([3.0, 4.0]), "b": np.ones(1)})
+        >>> params
+        {'a': array([-0.6, -0.8]), 'b': array([-1.])}
+    """
+    if isinstance(value, Symbol):
+        return value.trace.total(value)
+    if isinstance(value, Scalar) and _sums:
+        return _sums[-1].total(value)
+    raise TypeError(
+        f"total() has a meaning in a rule only, of what the rule computes, but got {value!r}"
+    )
+
+
+def mean(value: Any) -> Any:
+    r"""In a rule: the mean of a value over all elements of the tensor, see `total`.
+
+    Args:
+        value: what the mean is to be of.
+
+    Returns:
+        The mean: a number, the same for all elements of a tensor.
+
+    Raises:
+        TypeError: outside of a rule.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> @genesis.rule
+        ... def Centered(param, grad, *, lr):
+        ...     return param - lr * (grad - genesis.mean(grad))
+        >>> x = np.zeros(2)
+        >>> _ = Centered([x], lr=1.0).step(grads=[np.array([1.0, 3.0])])
+        >>> x
+        array([ 1., -1.])
+    """
+    if isinstance(value, Symbol):
+        return value.trace.total(value) / value.trace.leaf("count")
+    if isinstance(value, Scalar) and _sums:
+        return _sums[-1].total(value) / _sums[-1].count
+    raise TypeError(
+        f"mean() has a meaning in a rule only, of what the rule computes, but got {value!r}"
+    )
+
+
 # ---- numbers ----
+
+
+class Sums:
+    """Sums over elements that are gone through one by one, see `Recipe.evaluated`.
+
+    The elements are gone through once for each sum, since it is asked for before it is known, and once
+    more with all of them known.
+
+    Args:
+        count: the number of elements.
+        kind: the type in which they are computed with.
+    """
+
+    def __init__(self, count: int, kind: type):
+        self._number, self._kind = count, kind
+        self._known: list[float] = []
+        self._next: list[float] = []
+        self._asked = 0
+
+    @property
+    def count(self) -> Scalar:
+        return Scalar(self._kind(self._number))
+
+    def begin(self) -> None:
+        """Begin with another element."""
+        self._asked = 0
+
+    def total(self, value: Scalar) -> Scalar:
+        place, self._asked = self._asked, self._asked + 1
+        if place == len(self._known):
+            self._next.append(float(value.value))
+        known = self._known[place] if place < len(self._known) else math.nan
+        return Scalar(self._kind(known))
+
+    def learned(self) -> bool:
+        """After all elements: whether one more sum is known now, so that it is to be done anew."""
+        if not self._next:
+            return False
+        exact = all(map(math.isfinite, self._next))
+        self._known.append(math.fsum(self._next) if exact else sum(self._next))
+        self._next = []
+        return True
+
+
+_sums: list[Sums] = []
+"""What gives sums to numbers; the last one does."""
+
+
+def summing(sums: Sums, formula: Callable[[], Any]) -> Any:
+    """What a formula gives for the next element, with these sums."""
+    _sums.append(sums)
+    try:
+        sums.begin()
+        return formula()
+    finally:
+        _sums.pop()
 
 
 class Scalar(Operand):
@@ -238,18 +372,22 @@ class Symbol(Operand):
     """A value that a formula computes: an operation and its operands, each of them a symbol.
 
     Attributes:
-        operation: of the leaves "element", "hyper", "named", "step", "first" and "constant"; else as
-            in `Operand.do`, or "choice", or "truth".
+        operation: of the leaves as in `LEAVES`; else as in `Operand.do`, or "choice", or "truth".
         operands: of leaves what tells them apart.
-        on_host: whether it depends on no element.
+        level: on what it depends: `HOST` on numbers that the host has, `TENSOR` on what is summed over
+            the tensor besides, `ELEMENT` on elements.
         line: where it was computed first.
     """
 
-    __slots__ = ("line", "on_host", "operands", "operation", "trace")
+    __slots__ = ("level", "line", "operands", "operation", "trace")
 
-    def __init__(self, trace: Trace, operation: str, operands: tuple, on_host: bool, line: int):
+    def __init__(self, trace: Trace, operation: str, operands: tuple, level: int, line: int):
         self.trace, self.operation, self.operands = trace, operation, operands
-        self.on_host, self.line = on_host, line
+        self.level, self.line = level, line
+
+    @property
+    def on_host(self) -> bool:
+        return self.level == HOST
 
     @property
     def is_truth(self) -> bool:
@@ -278,7 +416,32 @@ class Symbol(Operand):
         return f"<{self.operation} in a formula>"
 
 
-LEAVES = ("element", "hyper", "named", "step", "first", "constant")
+HOST, TENSOR, ELEMENT = range(3)
+LEAVES = {
+    "element": ELEMENT,
+    "total": TENSOR,
+    "count": TENSOR,
+    "hyper": HOST,
+    "named": HOST,
+    "step": HOST,
+    "first": HOST,
+    "constant": HOST,
+}
+"""The symbols on which formulas begin, and on what they depend. Of "total" there is one for each sum, of
+"count", the number of elements, one."""
+
+
+def parts(symbol: Symbol) -> Iterator[Symbol]:
+    """A symbol and all on which it depends, each once."""
+    seen: set[int] = set()
+    found = [symbol]
+    while found:
+        part = found.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            if not part.is_leaf:
+                found += part.operands
 
 
 class TooManyWaysError(TypeError):
@@ -288,11 +451,18 @@ class TooManyWaysError(TypeError):
         super().__init__(f"there are more than {WAYS} ways through its conditions")
 
 
+class SumError(TypeError):
+    """A sum in a formula is none that can be had."""
+
+
 class Trace:
     """All symbols of one formula: equal ones are one object.
 
     Args:
         code: the formula's code, of which symbols note the line.
+
+    Attributes:
+        summands: once `results` is there, what each sum is of, in the order in which they are asked for.
     """
 
     def __init__(self, code: CodeType | None = None):
@@ -302,10 +472,22 @@ class Trace:
         self._plan: Sequence[bool] = ()
         self._taken: dict[int, tuple[Symbol, bool]] = {}
         self._positive: set[int] = set()
+        self._summed: list[Symbol] = []
+        self.summands: list[Symbol] = []
 
     def leaf(self, operation: str, *what: Any) -> Symbol:
         """A symbol on which formulas begin."""
-        return self._one(operation, what, what, operation != "element")
+        return self._one(operation, what, what, LEAVES[operation])
+
+    def total(self, value: Any) -> Symbol:
+        """The sum of a value over all elements of the tensor."""
+        summand = self.number(value)
+        if summand.level < ELEMENT:  # the same for each of them
+            return summand * self.leaf("count")
+        if any(part.operation == "total" for part in parts(summand)):
+            raise SumError("a total cannot be taken of what depends on another total")
+        self._summed.append(summand)
+        return self.leaf("total", len(self._summed) - 1)
 
     def assume(self, leaf: Symbol) -> None:
         """Let it be known that a symbol is more than 0, so that no way is taken on which it is not."""
@@ -314,13 +496,13 @@ class Trace:
     def symbol(self, operation: str, *operands: Symbol) -> Symbol:
         """The symbol for an operation."""
         key = tuple(map(id, operands))
-        return self._one(operation, key, operands, all(o.on_host for o in operands))
+        return self._one(operation, key, operands, max((o.level for o in operands), default=HOST))
 
-    def _one(self, operation: str, key: tuple, operands: tuple, on_host: bool) -> Symbol:
+    def _one(self, operation: str, key: tuple, operands: tuple, level: int) -> Symbol:
         whole = operation, *key
         found = self._known.get(whole)
         if found is None:
-            found = Symbol(self, operation, operands, on_host, self._line())
+            found = Symbol(self, operation, operands, level, self._line())
             self._known[whole] = found
         return found
 
@@ -341,7 +523,7 @@ class Trace:
         # An int stays one, as long as it is exact: Python knows no negative zero of them.
         exact = isinstance(value, (int, np.integer, np.bool_)) and abs(int(value)) <= 2**53
         value = int(value) if exact and not beside_element else float(value)
-        return self._one("constant", (type(value), repr(value)), (value,), True)
+        return self._one("constant", (type(value), repr(value)), (value,), HOST)
 
     def decide(self, symbol: Symbol) -> bool:
         """Whether a symbol is true, on the way through the formula that is being taken."""
@@ -371,21 +553,33 @@ class Trace:
     def results(self, formula: Callable[[], Sequence[Any]]) -> list[Symbol]:
         """What a formula gives, on all ways through it together."""
         self._ways = 0
-        return self._explored(formula, [])
+        found, self.summands = self._explored(formula, [])
+        return found
 
-    def _explored(self, formula: Callable[[], Sequence[Any]], plan: list[bool]) -> list[Symbol]:
-        """The results of all ways that begin with these decisions."""
+    def _explored(
+        self, formula: Callable[[], Sequence[Any]], plan: list[bool]
+    ) -> tuple[list[Symbol], list[Symbol]]:
+        """The results, and the summands, of all ways that begin with these decisions."""
         self._ways += 1
         if self._ways > WAYS:
             raise TooManyWaysError
-        self._plan, self._taken = plan, {}
+        self._plan, self._taken, self._summed = plan, {}, []
         found = [self.number(result) for result in formula()]
+        summed = self._summed
         taken = list(self._taken.values())
         for place in reversed(range(len(plan), len(taken))):
-            others = self._explored(formula, [answer for _, answer in taken[:place]] + [False])
+            others, other_sums = self._explored(
+                formula, [answer for _, answer in taken[:place]] + [False]
+            )
             condition = taken[place][0]
+            if len(summed) != len(other_sums) and condition.level == ELEMENT:
+                raise SumError(
+                    "a total cannot be taken where it depends on an element whether it is"
+                )
             found = [self.choose(condition, a, b) for a, b in zip(found, others)]
-        return found
+            pairs = zip_longest(summed, other_sums, fillvalue=self.number(0.0))
+            summed = [self.choose(condition, a, b) for a, b in pairs]
+        return found, summed
 
     def choose(self, condition: Any, yes: Any, no: Any) -> Symbol:
         """`yes if condition else no`, with the choice as far inside as it can be made."""

@@ -1,4 +1,8 @@
-"""From symbols to code: a kernel's function, and the host's for its scalars."""
+"""From symbols to code: a kernel's function, and the host's for its scalars.
+
+Where a formula asks for sums over its tensor, there are two more: one of an element, that gives what is
+summed, and one of a tensor, that makes of the sums the numbers that the kernel's function takes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from functools import cached_property
 from types import FunctionType
 from typing import Any
 
-from .symbols import Symbol
+from ..kernels.sums import Sums
+from .symbols import ELEMENT, TENSOR, Symbol
 
 _BINARY = {"add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "div": ast.Div, "power": ast.Pow}
 _COMPARED = {
@@ -30,11 +35,14 @@ class Written:
         file, line: where the formula is; the lines of symbols are in that file.
         results: what becomes of the parameter and of each state buffer.
         states: the names of state buffers.
+        summands: what the formula sums over its tensor.
 
     Attributes:
         states: the names of those that are needed: that something reads, other than to leave them
             as they are.
-        count: how many scalars the kernel takes.
+        count: how many scalars the host computes.
+        totals: how many sums there are.
+        numbers: how many numbers the kernel takes that follow from them, or from the number of elements.
     """
 
     def __init__(
@@ -44,23 +52,52 @@ class Written:
         line: int,
         results: Sequence[Symbol],
         states: Sequence[str],
+        summands: Sequence[Symbol] = (),
     ):
         self._name, self._file, self._line = name, file, line
-        kept = _read(results, states)
+        kept = _read(results, states, summands)
         self.states = tuple(state for i, state in enumerate(states) if i in kept)
         self._results = [results[0], *(results[1 + i] for i in kept)]
-        self._scalars = list(_hosts(self._results))
+        self._numbers = [s for s, _ in _uses(self._results, _elements) if s.level == TENSOR]
+        # Of equal sums one will do, and of those that nothing makes use of, none.
+        used = [s.operands[0] for s, _ in _uses(self._numbers, _operands) if s.operation == "total"]
+        self._place = {i: min(j for j in used if summands[j] is summands[i]) for i in used}
+        self._asked = sorted({*self._place.values()})
+        self._summands = [summands[i] for i in self._asked]
+        self._roots = [*self._results, *self._summands]
+        self._scalars = list(_hosts(self._roots))
         self.count = len(self._scalars)
+        self.totals, self.numbers = len(self._summands), len(self._numbers)
 
     @cached_property
     def rule(self) -> FunctionType:
-        """The kernel's function: `(param, grad, state, hyper) -> (param, state)`, without numbers."""
-        kernel = self._kernel()
-        made = self._made(kernel)
-        # What is compiled is known by its name, too: two formulas of one name may differ.
-        digest = hashlib.blake2b(ast.unparse(kernel).encode(), digest_size=8).hexdigest()
-        made.__name__ = made.__qualname__ = f"{self._name}_{digest}"
-        return made
+        """The kernel's function: `(param, grad, state, hyper) -> (param, state)`, without numbers.
+
+        `hyper` has the numbers of the tensor, then the scalars.
+        """
+        return self._compilable(self._kernel())
+
+    @cached_property
+    def summand(self) -> FunctionType:
+        """What is summed: `(param, grad, state, hyper) -> ...`, a tuple; `hyper` has the scalars."""
+        return self._compilable(self._summand())
+
+    @cached_property
+    def finish(self) -> FunctionType:
+        """The numbers of a tensor: `(totals, count, hyper) -> ...`, a tuple; `hyper` has the scalars.
+
+        `totals` has the sums, `count` is the number of elements.
+        """
+        return self._compilable(self._finish())
+
+    @cached_property
+    def sums(self) -> Sums | None:
+        """What kernels need to know of the sums; None, there are none."""
+        if not self.numbers:
+            return None
+        return Sums(
+            self.summand, self.finish, self.totals, self.numbers, len(self.states), self.count
+        )
 
     @cached_property
     def scalars(self) -> FunctionType:
@@ -74,8 +111,16 @@ class Written:
 
     @property
     def text(self) -> str:
-        """Both functions as source."""
-        return f"{ast.unparse(self._kernel())}\n\n\n{ast.unparse(self._host())}"
+        """All functions as source."""
+        sums = [self._summand(), self._finish()] if self.totals else []
+        return "\n\n\n".join(map(ast.unparse, [*sums, self._kernel(), self._host()]))
+
+    def _compilable(self, function: ast.FunctionDef) -> FunctionType:
+        made = self._made(function)
+        # What is compiled is known by its name, too: two formulas of one name may differ.
+        digest = hashlib.blake2b(ast.unparse(function).encode(), digest_size=8).hexdigest()
+        made.__name__ = made.__qualname__ = f"{self._name}_{digest}"
+        return made
 
     def _made(self, function: ast.FunctionDef) -> FunctionType:
         module = ast.Module([function], [])
@@ -94,30 +139,69 @@ class Written:
         return ast.fix_missing_locations(function)
 
     def _kernel(self) -> ast.FunctionDef:
+        arguments = "param", "grad", "state", "hyper"
+        names, taken = self._named({*arguments, *self.states})
+        numbers = [f"of_tensor_{i}" for i in range(self.numbers)]
+        names.update(zip(map(id, self._numbers), numbers))
+        scalars = [names[id(scalar)] for scalar in self._scalars]
+        body = [*_unpack(self.states, "state"), *_unpack([*numbers, *scalars], "hyper")]
+        writer = _Writer(names, "value_", taken)
+        body += self._shared(writer, self._results, ELEMENT)
+        param, *states = [writer.expression(symbol) for symbol in self._results]
+        rest: Any = ast.Tuple(states, ast.Load()) if states else _load("state")
+        body.append(ast.Return(ast.Tuple([param, rest], ast.Load())))
+        return self._function("rule", arguments, body)
+
+    def _summand(self) -> ast.FunctionDef:
+        arguments = "param", "grad", "state", "hyper"
+        names, taken = self._named({*arguments, *self.states})
+        scalars = [names[id(scalar)] for scalar in self._scalars]
+        body = [*_unpack(self.states, "state"), *_unpack(scalars, "hyper")]
+        writer = _Writer(names, "value_", taken)
+        body += self._shared(writer, self._summands, ELEMENT)
+        body.append(_returned(writer, self._summands))
+        return self._function("summand", arguments, body)
+
+    def _finish(self) -> ast.FunctionDef:
+        arguments = "totals", "count", "hyper"
+        names, taken = self._named({*arguments})
+        totals = [f"total_{i}" for i in range(self.totals)]
+        scalars = [names[id(scalar)] for scalar in self._scalars]
+        body = [*_unpack(totals, "totals"), *_unpack(scalars, "hyper")]
+        writer = _Writer(names, "value_", taken | {*totals}, self._total)
+        body += self._shared(writer, self._numbers, TENSOR)
+        body.append(_returned(writer, self._numbers))
+        return self._function("finish", arguments, body)
+
+    def _total(self, place: int) -> str:
+        """What the function of a tensor calls a sum."""
+        return f"total_{self._asked.index(self._place[place])}"
+
+    def _named(self, taken: set[str]) -> tuple[dict[int, str], set[str]]:
+        """The names of scalars in a function in which others are taken, and all names in it."""
         names: dict[int, str] = {}
-        taken = {"param", "grad", "state", "hyper", "math", *self.states}
+        taken = {"math", *taken}
         for i, scalar in enumerate(self._scalars):
             name = _name(scalar)
             name = f"scalar_{i}" if name is None or name in taken else name
             taken.add(name)
             names[id(scalar)] = name
-        scalars = [names[id(scalar)] for scalar in self._scalars]
-        writer = _Writer(names, "value_", taken)
-        uses = _uses(self._results, _elements)
-        body = [*_unpack(self.states, "state"), *_unpack(scalars, "hyper")]
-        for symbol, count in uses:
-            if count > 1 and not symbol.on_host and not symbol.is_leaf:
-                body.append(writer.assign(symbol))
-        param, *states = [writer.expression(symbol) for symbol in self._results]
-        rest: Any = ast.Tuple(states, ast.Load()) if states else _load("state")
-        body.append(ast.Return(ast.Tuple([param, rest], ast.Load())))
-        return self._function("rule", ("param", "grad", "state", "hyper"), body)
+        return names, taken
+
+    def _shared(self, writer: _Writer, roots: Sequence[Symbol], level: int) -> list[ast.stmt]:
+        """What a function computes once, since it makes use of it several times."""
+        uses = _uses(roots, lambda symbol: symbol.operands if symbol.level == level else ())
+        return [
+            writer.assign(symbol)
+            for symbol, count in uses
+            if count > 1 and symbol.level == level and not symbol.is_leaf
+        ]
 
     def _host(self) -> ast.FunctionDef:
         names: dict[int, str] = {}
         body: list[ast.stmt] = []
         writer = _Writer(names, "value_", set())
-        when = _when(self._results)
+        when = _when(self._roots)
         always = [scalar for scalar in self._scalars if () in when[id(scalar)]]
         certain = {id(symbol) for symbol, _ in _uses(always, _certain)}
         for symbol, count in _uses(self._scalars, _operands):
@@ -129,13 +213,20 @@ class Written:
         return self._function("scalars", ("group", "step", "named", "first"), body)
 
 
-def _read(results: Sequence[Symbol], states: Sequence[str]) -> list[int]:
+def _returned(writer: _Writer, symbols: Iterable[Symbol]) -> ast.Return:
+    return ast.Return(ast.Tuple(list(map(writer.expression, symbols)), ast.Load()))
+
+
+def _read(
+    results: Sequence[Symbol], states: Sequence[str], summands: Sequence[Symbol]
+) -> list[int]:
     """The numbers of the state buffers that something reads, other than to hand them on."""
     kept = list(range(len(states)))
     while True:
         changed = [
             results[0],
             *(results[1 + i] for i in kept if not _is(results[1 + i], states[i])),
+            *summands,
         ]
         reads = {s.operands[0] for s, _ in _uses(changed, _operands) if s.operation == "element"}
         found = [i for i in kept if states[i] in reads]
@@ -153,7 +244,12 @@ def _operands(symbol: Symbol) -> tuple:
 
 
 def _elements(symbol: Symbol) -> tuple:
-    """The operands of what a kernel computes."""
+    """The operands of what a kernel computes of elements."""
+    return symbol.operands if symbol.level == ELEMENT else ()
+
+
+def _not_hosts(symbol: Symbol) -> tuple:
+    """The operands of what is not the host's."""
     return () if symbol.on_host else symbol.operands
 
 
@@ -181,7 +277,7 @@ def _uses(roots: Iterable[Symbol], operands: Callable[[Symbol], tuple]) -> list[
 
 def _hosts(results: Iterable[Symbol]) -> list[Symbol]:
     """The outermost symbols that the host computes."""
-    return [symbol for symbol, _ in _uses(results, _elements) if symbol.on_host]
+    return [symbol for symbol, _ in _uses(results, _not_hosts) if symbol.on_host]
 
 
 def _may_fail(symbol: Symbol) -> bool:
@@ -231,10 +327,24 @@ def _name(scalar: Symbol) -> str | None:
 
 
 class _Writer:
-    """Turns symbols into expressions; those that have a name stand by it."""
+    """Turns symbols into expressions; those that have a name stand by it.
 
-    def __init__(self, names: dict[int, str], prefix: str, taken: set[str]):
+    Args:
+        names: the names, by the symbol's `id`.
+        prefix: with what other names begin.
+        taken: names that are none of these.
+        total: the name of a sum, by its place. Default: None, there are none.
+    """
+
+    def __init__(
+        self,
+        names: dict[int, str],
+        prefix: str,
+        taken: set[str],
+        total: Callable[[int], str] | None = None,
+    ):
         self._names, self._prefix, self._taken = names, prefix, taken
+        self._total = total
 
     def assign(self, symbol: Symbol) -> ast.Assign:
         """Compute a symbol once; from now on it has a name."""
@@ -266,6 +376,8 @@ class _Writer:
 
     def _written(self, symbol: Symbol) -> ast.expr:
         operation = symbol.operation
+        if operation == "total" and self._total is not None:
+            return _load(self._total(symbol.operands[0]))
         if symbol.is_leaf:
             return _leaf(symbol)
         operands = [self.expression(operand) for operand in symbol.operands]
@@ -287,7 +399,7 @@ def _leaf(symbol: Symbol) -> ast.expr:
         return ast.Constant(symbol.operands[0])
     if symbol.operation == "element":
         return _load(symbol.operands[0])
-    if symbol.operation in ("step", "first"):
+    if symbol.operation in ("step", "first", "count"):
         return _load(symbol.operation)
     if symbol.operation == "named":
         part, name = symbol.operands

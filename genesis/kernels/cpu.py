@@ -22,8 +22,10 @@ from .compiling import Kept
 from .copies import with_copy
 from .memory import counted, fetch_add, prefetch, put_float, word
 from .specialise import anew, compile_function, described, specialised, title
+from .sums import of_columns, whole, within
 
 if TYPE_CHECKING:
+    from .sums import Sums
     from .table import Table
 
 CHUNK = 16384
@@ -48,7 +50,9 @@ def _yield(typing_context):
 
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
 # rule and storage types (see `specialise`).
-rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = None
+rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
+given = add = clip = finish = totals_of = numbers_of = write_numbers = widen = None
+TOTALS = NUMBERS = STATES = COUNT = ZEROS = None
 
 _AHEAD = 4
 _AT_ONCE, _SHARES = 8, 16
@@ -69,8 +73,11 @@ _PATIENCE = 1000
     FIRST_CLAIM,  # these counters, in the record of a launch that several threads share
     SECOND_CLAIM,
     THIRD_CLAIM,
+    NUMBERS_AT,  # where the numbers of rows are to be put
+    ROWS,  # how many rows there are
+    SIZES,  # where their numbers of elements are
     RECORD_SIZE,
-) = range(12)
+) = range(15)
 
 _Record = ctypes.c_int64 * RECORD_SIZE  # its address is found in a tenth of the time of an array's
 
@@ -120,7 +127,7 @@ def work(record, helping):
             tensors = row_of(row_address(record, word(place)))
             result = process(tensors, word(place + 8), word(place + 16), hyper, moment)
             if results != 0:
-                put_float(results + 8 * chunk, result)
+                keep(results, chunk, result)
             done += 1
         if claims == 0 or first >= count:
             break
@@ -129,6 +136,16 @@ def work(record, helping):
         while not helping and counted(claims + 8) < count:
             _yield()
     return done
+
+
+def keep_number(results, chunk, result):
+    """Keep what a chunk came to."""
+    put_float(results + 8 * chunk, result)
+
+
+def keep_totals(results, chunk, result):
+    """Keep the sums of a chunk."""
+    write_numbers(results + 8 * TOTALS * chunk, result)
 
 
 def no_chunk(record, chunk):
@@ -152,11 +169,22 @@ def coming_chunk(record, chunk):
                 prefetch(address)
 
 
+def scalars_alone(tensors, hyper):
+    """What a rule takes besides elements: its scalars, which come behind the factor on gradients."""
+    return hyper[1:]
+
+
+def numbers_and_scalars(tensors, hyper):
+    """As `scalars_alone`, with the numbers of the tensor before, whose address is behind its own."""
+    return numbers_of(tensors[COUNT]) + hyper[1:]
+
+
 def update(tensors, start, stop, hyper, moment):
     """Apply a rule to a chunk: read gradient, parameter and state, write parameter and state."""
+    own = given(tensors, hyper)
     for i in range(start, stop):
         values = read(tensors, i)
-        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[1:])
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
         write(tensors[1:], i, (param,) + state)
     return hyper[0]
 
@@ -164,11 +192,41 @@ def update(tensors, start, stop, hyper, moment):
 def update_at_random(tensors, start, stop, hyper, moment):
     """As `update`, but bfloat16 is rounded at random; the tensors' last number is their key."""
     key = tensors[len(tensors) - 1]
+    own = given(tensors, hyper)
     for i in range(start, stop):
-        values = read(tensors[:-1], i)
-        param, state = rule(values[1], values[0] * hyper[0], values[2:], hyper[1:])
-        write(tensors[1:-1], i, (param,) + state, key, moment)
+        values = read(tensors, i)
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+        write(tensors[1:], i, (param,) + state, key, moment)
     return hyper[0]
+
+
+def sum_up(tensors, start, stop, hyper, moment):
+    """Sum up, over a chunk, what a rule needs to know of its tensor."""
+    totals = ZEROS
+    for i in range(start, stop):
+        values = read(tensors, i)
+        gradient = clip(values[0] * hyper[0], hyper)
+        totals = add(totals, rule(values[1], gradient, values[2:], hyper[1:]))
+    return totals
+
+
+def finish_rows(record):
+    """For each row put together what its chunks came to, and find the numbers for its update.
+
+    `record` is that of the pass that has summed up, with more at its end.
+    """
+    chunks, count = word(record + 8 * CHUNKS), word(record + 8 * CHUNK_COUNT)
+    results, numbers = word(record + 8 * RESULTS), word(record + 8 * NUMBERS_AT)
+    hyper = widen(scalars_of(word(record + 8 * SCALARS))[1:])
+    chunk = 0
+    for row in range(word(record + 8 * ROWS)):
+        totals = ZEROS
+        while chunk < count and word(chunks + 24 * chunk) == row:
+            totals = add(totals, totals_of(results + 8 * TOTALS * chunk))
+            chunk += 1
+        size = float(word(word(record + 8 * SIZES) + 8 * row))
+        write_numbers(numbers + row * NUMBERS, finish(totals, size, hyper))
+    return 0
 
 
 def transform(tensors, start, stop, hyper, moment):
@@ -235,6 +293,45 @@ class Bound:
         return call
 
 
+class Summed:
+    """A rule that needs to know sums: a pass that finds them, and then the update."""
+
+    def __init__(
+        self,
+        sums: Sums,
+        table: Table,
+        scalars: np.ndarray,
+        has_masters: bool,
+        at_random: bool,
+        clips: bool,
+        update: Bound,
+    ):
+        arithmetic, count = scalars.dtype.name, len(scalars)
+        master = table.storages[-1] if has_masters else None
+        summand = _summand(sums.summand, sums.states, sums.scalars, master, at_random)
+        kernel = _summing(summand, table.storages, arithmetic, count, sums.totals, clips)
+        results = np.zeros((len(table.chunks), sums.totals))
+        read = sum(table.bytes_of_column[: 2 + sums.states])
+        self._sum_up = Bound(kernel, table, scalars, read, results=results)
+        self._update = update
+        # The record of the pass, with what else there is to know of its table.
+        record = _Record.from_buffer_copy(self._sum_up._record)
+        sizes = np.array(table.sizes, np.int64)
+        record[NUMBERS_AT], record[ROWS] = table.numbers.ctypes.data, len(sizes)
+        record[SIZES] = sizes.ctypes.data
+        finish = _finishing(sums.finish, arithmetic, count, sums.scalars, sums.totals, sums.numbers)
+        self._finish = partial(finish, ctypes.addressof(record))
+        self._finish.kept = record, sizes, table.numbers  # type: ignore[attr-defined]
+
+    @property
+    def steady(self) -> bool:
+        return self._sum_up.steady and self._update.steady
+
+    def actions(self) -> list[partial]:
+        """The calls that do the work, see `Bound`."""
+        return [*self._sum_up.actions(), self._finish, *self._update.actions()]
+
+
 def bind(
     rule: Callable,
     table: Table,
@@ -244,7 +341,8 @@ def bind(
     averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
-) -> Bound:
+    sums: Sums | None = None,
+) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
     if averages:
         rule = _averaged(rule)
@@ -254,8 +352,17 @@ def bind(
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
-    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered)
-    return Bound(kernel, table, scalars, table.bytes_moved, moments)
+    numbers = 0 if sums is None else sums.numbers
+    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered, numbers)
+    bound = Bound(kernel, table, scalars, table.bytes_moved, moments)
+    if sums is None:
+        return bound
+    return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
+
+
+def numbers(shape: tuple[int, int], kind: str, device: str, stream: None) -> tuple[Any, int]:
+    found = np.zeros(shape, kind)
+    return found, found.ctypes.data
 
 
 def bind_transform(
@@ -326,13 +433,14 @@ def _compiled(
     arithmetic: str,
     scalars: int,
     scattered: bool = False,
+    numbers: int = 0,
 ) -> Callable:
     number = getattr(types, arithmetic)
     exact = {"error_model": "numpy"}
     # Only a sum gains from floats that may be reordered; its order is fixed once it is compiled.
     options = {**exact, "fastmath": {"reassoc", "contract"} if process is reduce else False}
     own = exact if rule in reductions.EXACT else options
-    columns = len(storages) + (process is update_at_random)
+    columns = len(storages) + (numbers > 0) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
     else:
@@ -341,14 +449,102 @@ def _compiled(
         "rule": _callable(anew(rule, partial(_callable, **own)), **own),
         "read": storage.reader(storages, number),
         "write": write,
+        "given": _callable(scalars_alone),
     }
-    name = described(rule, storages) + storage.variant()
+    if numbers:
+        own = {"numbers_of": storage.scalars(numbers, number), "COUNT": len(storages)}
+        found = specialised(numbers_and_scalars, f"{numbers}_numbers_after_{len(storages)}", own)
+        names["given"] = _callable(found)
+    name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
+    what = title(rule, storages)
+    return _working(
+        process, name, what, names, options, storages, columns, scalars, number, scattered
+    )
+
+
+@Kept
+def _summand(
+    function: Callable, states: int, scalars: int, master: str | None, at_random: bool
+) -> Callable:
+    edited = None if master is None else storage.edited(master, at_random)
+    return of_columns(anew(function, _callable), states, scalars, edited, _callable)
+
+
+@Kept
+def _summing(
+    summand: Callable,
+    storages: tuple[str, ...],
+    arithmetic: str,
+    scalars: int,
+    totals: int,
+    clips: bool,
+) -> Callable:
+    """The kernel that sums up, with `summand` as `of_columns` makes it."""
+    number = getattr(types, arithmetic)
+    names = {
+        "rule": _callable(anew(summand, _callable)),
+        "read": storage.reader(storages, number),
+        "add": storage.adder(totals, number),
+        "clip": _callable(within if clips else whole),
+        "ZEROS": (0.0,) * totals,
+    }
+    name = described(summand, storages) + storage.variant() + "_clipped" * clips
+    columns = len(storages)
+    options = {"error_model": "numpy", "fastmath": False}
+    what = f"sums of {title(summand, storages)}"
+    return _working(
+        sum_up, name, what, names, options, storages, columns, scalars, number, False, totals
+    )
+
+
+@Kept
+def _finishing(
+    finish: Callable, arithmetic: str, scalars: int, own: int, totals: int, numbers: int
+) -> Callable:
+    """The function that makes numbers of each row of what has been summed up."""
+    number = getattr(types, arithmetic)
+    names = {
+        "finish": _callable(anew(finish, _callable)),
+        "scalars_of": storage.scalars(1 + own, number),
+        "widen": storage.widened(own, number, types.float64),
+        "totals_of": storage.scalars(totals, types.float64),
+        "add": storage.adder(totals, types.float64),
+        "write_numbers": storage.numbers_writer(numbers, number),
+        "ZEROS": (0.0,) * totals,
+        "TOTALS": totals,
+        "NUMBERS": numbers * np.dtype(arithmetic).itemsize,
+    }
+    name = f"{finish.__name__}_{arithmetic}_of_{totals}_to_{numbers}"
+    function = specialised(finish_rows, name, names)
+    what = f"{finish.__name__}, tensor by tensor"
+    return compile_function(function, types.int64(types.int64), what=what)
+
+
+def _working(
+    process: Callable,
+    name: str,
+    what: str,
+    names: dict[str, Any],
+    options: dict[str, Any],
+    storages: tuple[str, ...],
+    columns: int,
+    scalars: int,
+    number: Any,
+    scattered: bool,
+    totals: int = 0,
+) -> Callable:
+    """A kernel that lets threads `process` chunks, with what stands for `names` in that."""
+    keep = keep_number
+    if totals:
+        stored = {"write_numbers": storage.numbers_writer(totals, types.float64), "TOTALS": totals}
+        keep = specialised(keep_totals, f"keep_{totals}_totals", stored)
     names = {
         "process": numba.njit(**options, **INNER)(
             specialised(process, f"{process.__name__}_{name}", names)
         ),
         "row_of": storage.row(columns),
         "scalars_of": storage.scalars(scalars, number),
+        "keep": _callable(keep),
         "sizes": tuple(storage.BYTES[name] for name in storages),
     }
     coming = coming_chunk if scattered else no_chunk
@@ -356,4 +552,4 @@ def _compiled(
     names["announce_chunk"] = numba.njit(**options, **INNER)(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
     signature = types.int64(types.int64, types.boolean)
-    return compile_function(function, signature, what=title(rule, storages))
+    return compile_function(function, signature, what=what)

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from .. import buffers
 from ..commit import commit
 from ..sparse import RowsView
 from . import compiling, reductions, transforms
+
+if TYPE_CHECKING:
+    from .sums import Sums
 
 Copy = Literal["copy", "master", None]
 """Whether a last column holds copies of the parameters, see `prepare`."""
@@ -31,17 +34,21 @@ class OverTable:
         columns: Sequence[Sequence[np.ndarray]],
         stream: Any,
         keys: Sequence[int] | None = None,
+        numbers: int = 0,
     ):
         self._target = self._target_of(columns)
         self._stream = stream
-        self._table = self._laid_out(columns, keys)
+        self._table = self._laid_out(columns, keys, numbers)
         self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
         return compiling.target_named(buffers.layout(columns[0][0]).device)
 
-    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
-        return import_module(".table", __package__).Table(columns, self._target, self._stream, keys)
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+    ) -> Any:
+        table = import_module(".table", __package__)
+        return table.Table(columns, self._target, self._stream, keys, numbers)
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
@@ -89,22 +96,29 @@ class Launch(OverTable):
         averages: bool,
         clips: bool,
         keys: Sequence[int] | None,
+        sums: Sums | None,
     ):
-        super().__init__(columns, stream, keys)
+        super().__init__(columns, stream, keys, 0 if sums is None else sums.numbers)
         # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
         # average, and the value to which gradients are clipped.
         self._scalars = np.empty(1 + scalars + 2 * averages + clips, self._table.arithmetic)
         self._pack = Struct(f"{len(self._scalars)}{self._scalars.dtype.char}").pack_into
         self._packed = self._scalars.data
         self._moments = None if keys is None else np.zeros(1, np.int64)
-        self._rule, self._around = rule, {"copy": copy, "averages": averages, "clips": clips}
+        self._rule, self._sums = rule, sums
+        self._around = {"copy": copy, "averages": averages, "clips": clips}
         self._bind()
 
     def _bind(self) -> None:
         self._clip: Any = None
         self._zero: Any = None
         self._update = self._target.bind(
-            self._rule, self._table, self._scalars, **self._around, moments=self._moments
+            self._rule,
+            self._table,
+            self._scalars,
+            **self._around,
+            moments=self._moments,
+            sums=self._sums,
         )
 
     @property
@@ -201,7 +215,10 @@ class Launch(OverTable):
 class RowLaunch(Launch):
     """The launch for one tensor with a sparse gradient: it is laid out anew for other rows."""
 
-    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+    ) -> Any:
+        assert not numbers  # a rule that sums takes no sparse gradients
         self._columns, self._keys = columns, keys
         (gradient,), *tensors = columns
         key = None if keys is None else keys[0]
@@ -225,7 +242,7 @@ class RowLaunch(Launch):
         """The rows of the gradient are what the table was laid out for: they stay."""
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
-        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys)
+        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys, 0)
         self._reductions = {}
         self._bind()
 
@@ -249,9 +266,10 @@ class FlatLaunch(Launch):
         copy: Copy,
         averages: bool,
         keys: Sequence[int] | None,
+        sums: Sums | None,
     ):
         self._sizes, self._storages, self._device = sizes, storages, device
-        super().__init__(rule, (), scalars, stream, copy, averages, False, keys)
+        super().__init__(rule, (), scalars, stream, copy, averages, False, keys, sums)
         self.addresses = self._table.addresses[:, : len(storages)]
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
@@ -261,10 +279,12 @@ class FlatLaunch(Launch):
         """Take over what has been written into `addresses`."""
         self._table.follow()
 
-    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+    ) -> Any:
         table = import_module(".table", __package__)
         return table.FlatTable(
-            self._sizes, self._storages, self._target, self._device, self._stream, keys
+            self._sizes, self._storages, self._target, self._device, self._stream, keys, numbers
         )
 
 
@@ -322,7 +342,9 @@ class FlatBatch(Batch):
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
         return compiling.target_named("cpu")
 
-    def _laid_out(self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None) -> Any:
+    def _laid_out(
+        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+    ) -> Any:
         table = import_module(".table", __package__)
         return table.FlatTable(self.sizes, [self._storage], self._target)
 
@@ -337,6 +359,7 @@ def prepare(
     averages: bool = False,
     clips: bool = False,
     keys: Sequence[int] | None = None,
+    sums: Sums | None = None,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
@@ -357,9 +380,10 @@ def prepare(
             multiplied into gradients, is before. Default: False.
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
+        sums: what the rule needs to know of each tensor as a whole. Default: None, nothing.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, copy, averages, clips, keys)
+    return launch(rule, columns, scalars, stream, copy, averages, clips, keys, sums)
 
 
 def prepare_flat(
@@ -373,6 +397,7 @@ def prepare_flat(
     copy: Copy = None,
     averages: bool = False,
     keys: Sequence[int] | None = None,
+    sums: Sums | None = None,
 ) -> FlatLaunch:
     """As `prepare`, for tensors of which only addresses are known.
 
@@ -384,7 +409,7 @@ def prepare_flat(
         device: where they are. Default: "cpu".
         stream: on a GPU the stream to work on, by the number that CUDA has for it. Default: 0, the
             default stream.
-        copy, averages, keys: see `prepare`.
+        copy, averages, keys, sums: see `prepare`.
     """
     queue = compiling.target_named(device).stream_numbered(stream) if stream else None
-    return FlatLaunch(rule, sizes, storages, scalars, device, queue, copy, averages, keys)
+    return FlatLaunch(rule, sizes, storages, scalars, device, queue, copy, averages, keys, sums)

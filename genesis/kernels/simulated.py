@@ -18,8 +18,9 @@ from . import functions
 from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
-    "BYTES", "GLOBAL", "VECTOR", "addresses", "arithmetic", "device_function", "edited",
-    "first_aligned", "lane_updater", "lanes", "reader", "writer",
+    "BYTES", "GLOBAL", "VECTOR", "adder", "addresses", "arithmetic", "device_function", "edited",
+    "first_aligned", "lane_updater", "lanes", "numbers_writer", "part", "reader", "scalars", "widened",
+    "writer",
 ]  # fmt: skip
 
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -53,6 +54,37 @@ def _memory(address, i, dtype, count=1):
 @lru_cache(maxsize=None)
 def addresses(columns):
     return lambda table, row: tuple(int(table[row, column]) for column in range(columns))
+
+
+@lru_cache(maxsize=None)
+def scalars(count, number, space=GLOBAL):
+    return lambda address: tuple(_memory(address, 0, number.name, count).tolist())
+
+
+@lru_cache(maxsize=None)
+def numbers_writer(count, number, space=GLOBAL):
+    def write_numbers(address, values):
+        with np.errstate(all="ignore"):
+            _memory(address, 0, number.name, count)[:] = values
+
+    return write_numbers
+
+
+@lru_cache(maxsize=None)
+def part(count, number):
+    return lambda array, i: tuple(array[i * count + k] for k in range(count))
+
+
+@lru_cache(maxsize=None)
+def widened(count, number, to):
+    kind = np.dtype(to.name).type
+    return lambda numbers: tuple(map(kind, numbers))
+
+
+@lru_cache(maxsize=None)
+def adder(count, number, total):
+    kind = np.dtype(total.name).type
+    return lambda totals, values: tuple(t + kind(v) for t, v in zip(totals, values))
 
 
 @lru_cache(maxsize=None)

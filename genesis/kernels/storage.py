@@ -83,20 +83,99 @@ def row(columns: int):
 
 
 @lru_cache(maxsize=None)
-def scalars(count: int, number: types.Float):
+def scalars(count: int, number: types.Float, space: int = 0):
     """A function `(address)` -> the `count` numbers there as a tuple, to be kept in registers."""
 
     @intrinsic
     def read_scalars(typing_context, address):
         def generate(context, builder, signature, arguments):
             kind = context.get_value_type(number)
-            data = builder.inttoptr(arguments[0], kind.as_pointer())
+            data = builder.inttoptr(arguments[0], kind.as_pointer(space))
             values = [builder.load(builder.gep(data, [_I64(k)])) for k in range(count)]
             return context.make_tuple(builder, signature.return_type, values)
 
         return types.UniTuple(number, count)(types.int64), generate
 
     return read_scalars
+
+
+@lru_cache(maxsize=None)
+def numbers_writer(count: int, number: types.Float, space: int = 0):
+    """A function `(address, values)` that stores `count` float64 there as numbers of a type."""
+
+    @intrinsic
+    def write_numbers(typing_context, address, values):
+        def generate(context, builder, signature, arguments):
+            kind = context.get_value_type(number)
+            data = builder.inttoptr(arguments[0], kind.as_pointer(space))
+            for k in range(count):
+                value = builder.extract_value(arguments[1], k)
+                value = context.cast(builder, value, types.float64, number)
+                builder.store(value, builder.gep(data, [_I64(k)]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, values), generate
+
+    return write_numbers
+
+
+@lru_cache(maxsize=None)
+def part(count: int, number: types.Float):
+    """A function `(array, i)` -> part `i` of an array, of `count` numbers, as a tuple."""
+
+    @intrinsic
+    def read_part(typing_context, array, i):
+        def generate(context, builder, signature, arguments):
+            found = context.make_array(signature.args[0])(context, builder, arguments[0])
+            first = builder.mul(arguments[1], _I64(count))
+            places = [builder.add(first, _I64(k)) for k in range(count)]
+            values = [builder.load(builder.gep(found.data, [place])) for place in places]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(number, count)(array, types.int64), generate
+
+    return read_part
+
+
+@lru_cache(maxsize=None)
+def widened(count: int, number: types.Float, to: types.Float):
+    """A function `(numbers)` -> the same `count` numbers in another type."""
+
+    @intrinsic
+    def widen(typing_context, numbers):
+        def generate(context, builder, signature, arguments):
+            values = [
+                context.cast(builder, builder.extract_value(arguments[0], k), number, to)
+                for k in range(count)
+            ]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(to, count)(numbers), generate
+
+    return widen
+
+
+@lru_cache(maxsize=None)
+def adder(count: int, number: types.Float, total: types.Float = types.float64):
+    """A function `(totals, values)` -> the sums of `count` totals of a type and numbers of another.
+
+    Sums over a loop gain from additions that may be reordered; their order is fixed once it is compiled.
+    """
+
+    @intrinsic
+    def add(typing_context, totals, values):
+        def generate(context, builder, signature, arguments):
+            sums = []
+            for k in range(count):
+                value = builder.extract_value(arguments[1], k)
+                value = context.cast(builder, value, number, total)
+                before = builder.extract_value(arguments[0], k)
+                sums.append(builder.fadd(before, value, flags=("reassoc",)))
+            return context.make_tuple(builder, signature.return_type, sums)
+
+        return types.UniTuple(total, count)(totals, values), generate
+
+    return add
 
 
 @lru_cache(maxsize=None)

@@ -23,7 +23,37 @@ from .rows import find_rows
 from .target import Target
 
 
-class Table:
+class _Rows:
+    """What tables have in common: columns of numbers behind the addresses of each row.
+
+    Attributes:
+        numbers: on the table's device, the numbers of each row, in the type of the arithmetic; None,
+            there are none.
+    """
+
+    addresses: np.ndarray
+    arithmetic: str
+    device: str
+    stream: Any
+    _target: Target
+
+    def _append_numbers(self, count: int) -> Any:
+        """Let each row have so many numbers, and their address behind its own."""
+        if not count:
+            return None
+        shape = len(self.addresses), count
+        numbers, address = self._target.numbers(shape, self.arithmetic, self.device, self.stream)
+        places = address + np.arange(shape[0]) * (count * np.dtype(self.arithmetic).itemsize)
+        self.addresses = np.column_stack([self.addresses, places])
+        return numbers
+
+    def _append_keys(self, keys: Sequence[int] | None) -> None:
+        """Let each row have a key behind all else."""
+        if keys is not None:
+            self.addresses = np.column_stack([self.addresses, np.array(keys, np.int64)])
+
+
+class Table(_Rows):
     """The tensors of one launch, by column: gradients, then parameters, then state buffers, if any.
 
     A kernel walks memory from the first byte to the last, so a row's arrays must all lie flat in one
@@ -37,6 +67,8 @@ class Table:
         target: what compiles and launches for the device where the arrays lie.
         stream: the stream on which the target works; None on the CPU.
         keys: a number for each row, which a kernel finds behind its addresses. Default: None, none.
+        numbers: how many numbers there are for each row, whose address a kernel finds behind those.
+            Default: 0, none.
 
     Attributes:
         device, stream: where the arrays lie, and the stream on which the target works.
@@ -58,6 +90,7 @@ class Table:
         target: Target,
         stream: Any = None,
         keys: Sequence[int] | None = None,
+        numbers: int = 0,
     ):
         self._target = target
         self.stream = stream
@@ -72,12 +105,13 @@ class Table:
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
-        self.addresses = np.empty((len(parameters), len(columns) + (keys is not None)), np.int64)
-        if keys is not None:
-            self.addresses[:, -1] = keys
-        self.chunks = cut([p.size for p in parameters], target.CHUNK)
-        self.elements = sum(p.size for p in parameters)
         self.arithmetic = storage.arithmetic(self.storages[self._first_written]).name
+        self.addresses = np.empty((len(parameters), len(columns)), np.int64)
+        self.numbers = self._append_numbers(numbers)
+        self._append_keys(keys)
+        self.chunks = cut([p.size for p in parameters], target.CHUNK)
+        self.sizes = [p.size for p in parameters]
+        self.elements = sum(self.sizes)
         self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
         # Everything is read, and all but the gradients written.
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
@@ -144,7 +178,7 @@ class Table:
         ]
 
 
-class AddressTable:
+class AddressTable(_Rows):
     """Flat pieces of memory as a table, given their addresses.
 
     Args:
@@ -157,6 +191,8 @@ class AddressTable:
     """
 
     device = "cpu"
+    stream = None
+    numbers: Any = None
     scattered = True
     has_copies = False
 
@@ -184,7 +220,7 @@ class FlatTable(AddressTable):
         storages: the storage type of each column.
         target: what compiles and launches for the device.
         device, stream: where they lie, and the stream on which the target works. Default: on the CPU.
-        keys: a number for each row, see `Table`. Default: None, none.
+        keys, numbers: see `Table`. Default: none.
     """
 
     scattered = False
@@ -199,15 +235,17 @@ class FlatTable(AddressTable):
         device: str = "cpu",
         stream: Any = None,
         keys: Sequence[int] | None = None,
+        numbers: int = 0,
     ):
-        self.device, self.stream = device, stream
+        self._target, self.device, self.stream = target, device, stream
         self.on_change: Callable[[np.ndarray], None] | None = None
         self.mirror: Any = None
-        addresses = np.zeros((len(sizes), len(storages) + (keys is not None)), np.int64)
-        if keys is not None:
-            addresses[:, -1] = keys
+        self.sizes = list(sizes)
+        addresses = np.zeros((len(sizes), len(storages)), np.int64)
         super().__init__(addresses, cut(sizes, target.CHUNK), tuple(storages), sum(sizes))
-        self._told = addresses.copy()
+        self.numbers = self._append_numbers(numbers)
+        self._append_keys(keys)
+        self._told = self.addresses.copy()
 
     def follow(self) -> None:
         """Take over what has been written into `addresses`."""

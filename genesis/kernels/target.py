@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from .sums import Sums
     from .table import AddressTable, Table
 
 
@@ -42,6 +43,7 @@ class Target(Protocol):
         averages: bool = False,
         clips: bool = False,
         moments: np.ndarray | None = None,
+        sums: Sums | None = None,
     ) -> Update:
         """Compile a rule for a table.
 
@@ -55,6 +57,8 @@ class Target(Protocol):
             clips: elements of gradients are clipped to the last scalar, see `clipping.clipped`.
             moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is
                 rounded at random, in a way that follows from it. Default: None, to the nearest.
+            sums: what the rule needs to know of each tensor; the table has `numbers` for it.
+                Default: None, nothing.
         """
 
     def bind_transform(
@@ -75,6 +79,11 @@ class Target(Protocol):
         one of them. The result, given the largest norm allowed, lets the next call of each update
         clip, and returns a function that waits for the norm.
         """
+
+    def numbers(
+        self, shape: tuple[int, int], kind: str, device: str, stream: Any
+    ) -> tuple[Any, int]:
+        """Memory for so many numbers for each of so many rows, and its address."""
 
     def stream_numbered(self, number: int) -> Any:
         """The stream that CUDA knows by a number, which somebody else has made."""

@@ -73,6 +73,41 @@ class FTRL(RuleOptimizer):
         ema_decay: float | None = None,
     ) -> None: ...
 
+class LAMB(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-06,
+        weight_decay: float = 0.01,
+        bias_correction: bool = True,
+        adapt: bool = True,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class LARS(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        trust_coefficient: float = 0.001,
+        adapt: bool = True,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class MARS(RuleOptimizer):
     def __init__(
         self,
@@ -417,6 +452,22 @@ class SparseAdam(RuleOptimizer):
         lr: float | Callable[[int], float] = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class StableAdamW(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-08,
+        weight_decay: float = 0.01,
         *,
         maximize: bool = False,
         master_weights: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import hyper
+from ..formulas import total
 from .pieces import SHRINKS, average, average_of_squares
 from .rule import rule
 
@@ -21,7 +22,7 @@ def MARS(
     betas=hyper.betas(0.95, 0.99),
     eps=1e-8,
     weight_decay=SHRINKS,
-    gamma=hyper.non_negative(0.025, "what the change of the gradient counts for; 0: it is AdamW"),
+    gamma=hyper.non_negative(0.025, "what the change of the gradient counts for"),
     step,
     first,
 ):
@@ -33,6 +34,8 @@ def MARS(
     .. math::
         c &= g + \gamma \frac{\beta_1}{1 - \beta_1} (g - h)
         \qquad (g \text{ at the first update}) \\
+        c &\leftarrow c \, / \max(1, \lVert c \rVert)
+        \qquad (\text{the norm over the whole tensor}) \\
         \theta &\leftarrow (1 - \eta \lambda) \, \theta \\
         m &\leftarrow \beta_1 m + (1 - \beta_1) c \\
         v &\leftarrow \beta_2 v + (1 - \beta_2) c^2 \\
@@ -42,11 +45,9 @@ def MARS(
     It is *approximate*: :math:`h` is the last batch's gradient at the last parameter. The exact form
     takes this batch's gradient at the last parameter, which costs a second pass through the model.
 
-    The paper also scales :math:`c` down, tensor by tensor, to a norm of 1 where it is longer. That is a
-    sum over the tensor, and no part of this rule: clip gradients instead, `step(max_norm=1.0)`. The
-    authors' code and `pytorch_optimizer.MARS` do scale; they take :math:`h` as 0 at the first
-    update, where the paper has no change yet; and they leave vectors to AdamW with other `betas`:
-    here, give these a group of their own, with `gamma=0`. (The package also adds 1e-15 under the root,
+    The authors' code and `pytorch_optimizer.MARS` take :math:`h` as 0 at the first update, where the
+    paper has no change yet; and they leave vectors to AdamW with other `betas`: here, give these a
+    group of their own, with `gamma=0`. (The package also adds 1e-15 under the root,
     and divides :math:`\epsilon` by :math:`\sqrt{1 - \beta_2^t}`.)
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`), "last_grad"
@@ -61,7 +62,7 @@ def MARS(
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 0.702, -1.7  ])
+        array([ 0.7, -1.7])
 
     References:
         Yuan, Liu, Wu, Zhou, Gu: MARS: unleashing the power of variance reduction for training large
@@ -72,6 +73,7 @@ def MARS(
         grad, last_grad = grad + gamma * beta1 / (1 - beta1) * (grad - last_grad), grad
     else:
         last_grad = grad
+    grad = grad / max(1, math.sqrt(total(grad * grad)))
     param = param * (1 - lr * weight_decay)
     exp_avg = average(exp_avg, grad, beta1)
     exp_avg_sq = average_of_squares(exp_avg_sq, grad, beta2)

@@ -152,6 +152,7 @@ class Plan:
                 copy=key[0],
                 averages=self.options.averages,
                 clips=clips,
+                sums=self.written.sums,
                 keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()

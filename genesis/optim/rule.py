@@ -85,6 +85,10 @@ def rule(
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
     recipe = Recipe(formula.name, [part], formula.file, formula.line)
     further: dict[str, Any] = {}
+    if sparse is not None and recipe.sums:
+        formula.refuse(
+            "sparse", "sums over a tensor need all of its gradient, so it must not be sparse"
+        )
     if check is not None:
         further["_check_settings"] = OfSettings(check, formula, recipe.hypers)
     if sparse == "only":

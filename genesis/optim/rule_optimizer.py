@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import checks, hyper, kernels
 from ..commit import commit
-from ..formulas import OfSettings, Recipe
+from ..formulas import OfSettings, Recipe, Sums
 from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
@@ -372,11 +372,15 @@ class RuleOptimizer(GradientOptimizer):
         now = {"step": step, "first": not state if first is None else first}
         columns = np.broadcast_arrays(param, grad, *state, *begun)
         results = [np.empty(columns[0].shape, kind) for _ in range(1 + len(recipe.states))]
-        for place in np.ndindex(columns[0].shape):
-            param, grad, *elements = (column[place] for column in columns)
-            values = recipe.evaluated(kind, param, grad, elements, group, named, now)
-            for result, value in zip(results, values):
-                result[place] = value
+        sums = Sums(columns[0].size, kind)
+        unknown = True
+        while unknown:
+            for place in np.ndindex(columns[0].shape):
+                param, grad, *elements = (column[place] for column in columns)
+                values = recipe.evaluated(kind, param, grad, elements, group, named, now, sums)
+                for result, value in zip(results, values):
+                    result[place] = value
+            unknown = sums.learned()
         return tuple(result[()] for result in results)
 
 

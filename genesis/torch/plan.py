@@ -214,6 +214,7 @@ class Bucket:
             copy="master" if "master" in one.tensors else None,
             averages=self.averages,
             keys=keys,
+            sums=self.written.sums,
         )
         self._lasting = list(chain(*others))
         answering = handles()

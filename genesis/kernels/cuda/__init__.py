@@ -13,6 +13,7 @@ from ..reductions import EPSILON
 from . import launching, streams, templates
 
 if TYPE_CHECKING:
+    from ..sums import Sums
     from ..table import Table
 
 cuda = cuda_driver.compiler()
@@ -90,10 +91,10 @@ def on_device(table: Table) -> DeviceTable:
 class Update:
     """A rule bound to a table: calling it is a launch, with the scalars then in force."""
 
-    def __init__(self, rule: Callable, mirror: DeviceTable, scalars: np.ndarray):
+    def __init__(self, rule: Callable, mirror: DeviceTable, scalars: np.ndarray, numbers: int = 0):
         self._scalars = scalars
         storages, count = mirror.table.storages, len(scalars) - 1
-        kernel = launching.compiled(rule, templates.template_of, storages, count)
+        kernel = launching.compiled(rule, templates.template_of, storages, count, numbers)
         self._launch = mirror.launcher(kernel, mirror.array(np.ones(1, scalars.dtype)))
         self.factor = mirror.array(np.ones(1, scalars.dtype))
         self._launch_clipped = mirror.launcher(kernel, self.factor)
@@ -110,6 +111,62 @@ class Update:
         launch = self._launch_clipped if self.clips_next else self._launch
         self.clips_next = False
         launch(tuple(self._scalars))
+
+
+class Summed:
+    """A rule that needs to know sums: a launch that finds them by chunk, one by row, and the update.
+
+    Attributes:
+        factor: see `Update`.
+    """
+
+    def __init__(
+        self,
+        sums: Sums,
+        mirror: DeviceTable,
+        scalars: np.ndarray,
+        has_masters: bool,
+        clips: bool,
+        update: Update,
+    ):
+        table, count = mirror.table, len(scalars) - 1
+        storages = table.storages
+        self._scalars, self._update, self.factor = scalars, update, update.factor
+        master = storages[-1] if has_masters else None
+        summand = templates.summand_of(sums.summand, sums.states, sums.scalars, master)
+        template = templates.sum_template_of
+        kernel = launching.compiled(summand, template, storages, count, sums.totals, clips)
+        results = mirror.array(np.zeros(len(table.chunks) * sums.totals, scalars.dtype))
+        one = mirror.array(np.ones(1, scalars.dtype))
+        self._sum_up = mirror.launcher(kernel, results, one)
+        self._sum_up_clipped = mirror.launcher(kernel, results, self.factor)
+        sizes = np.array(table.sizes, np.float64)
+        firsts = np.searchsorted(table.chunks[:, 0], np.arange(len(sizes) + 1))
+        own = sums.scalars, sums.totals, sums.numbers
+        kernel = launching.compiled(
+            sums.finish, templates.finish_template_of, storages, count, *own
+        )
+        arrays = mirror.array(firsts.astype(np.int64)), mirror.array(sizes)
+        self._finish = mirror.launcher(kernel, results, *arrays)
+
+    steady = True
+
+    @property
+    def clips_next(self) -> bool:
+        return self._update.clips_next
+
+    @clips_next.setter
+    def clips_next(self, clips: bool) -> None:
+        self._update.clips_next = clips
+
+    def actions(self) -> list[partial]:
+        """The calls that put all of it on the stream."""
+        return [partial(self._sum), *self._update.actions()]
+
+    def _sum(self) -> None:
+        numbers = tuple(self._scalars)
+        (self._sum_up_clipped if self.clips_next else self._sum_up)(numbers)
+        self._finish(numbers)
 
 
 class Reduction:
@@ -177,7 +234,8 @@ def bind(
     averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
-) -> Update:
+    sums: Sums | None = None,
+) -> Update | Summed:
     """See `target.Target`, as for the functions below."""
     if moments is not None:
         raise NotImplementedError(
@@ -189,7 +247,17 @@ def bind(
         rule = templates.rule_with_clip(rule)
     if copy:
         rule = templates.rule_with_copy(rule, copy, table.storages[-1])
-    return Update(rule, on_device(table), scalars)
+    mirror = on_device(table)
+    if sums is None:
+        return Update(rule, mirror, scalars)
+    update = Update(rule, mirror, scalars, sums.numbers)
+    return Summed(sums, mirror, scalars, copy == "master", clips, update)
+
+
+def numbers(shape: tuple[int, int], kind: str, device: str, stream: Any) -> tuple[Any, int]:
+    with streams.device(device):
+        found = cuda.to_device(np.zeros(shape[0] * shape[1], kind), stream=streams.queue(stream))
+    return found, buffers.view(found).ctypes.data
 
 
 stream_numbered = streams.numbered

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba.core import types
 
 from ... import cuda_driver
@@ -18,6 +19,7 @@ from ..clipping import clipped
 from ..compiling import Kept
 from ..copies import with_copy
 from ..specialise import anew, described, specialised
+from ..sums import of_columns, whole, within
 
 if cuda_driver.SIMULATED:
     from .. import simulated as storage
@@ -42,6 +44,8 @@ _TABLE = types.Array(types.int64, 2, "C")
 
 # Names for which specialised kernels have functions, types and numbers (see `specialise`).
 rule = combined = row_of = read = write = update_lanes = first_aligned = LANES = NUMBER = None
+given = add = clip = numbers_of = totals_of = finish = write_numbers = widen = None
+COUNT = TOTALS = OWN = ZEROS = WIDE_ZEROS = SIZE = None
 
 
 def update(addresses, chunks, factor, scalars):
@@ -55,12 +59,12 @@ def update(addresses, chunks, factor, scalars):
     thread = cuda.threadIdx.x
     threads = cuda.blockDim.x
     scale = scalars[0] * factor[0]
-    hyper = scalars[1:]
     chunk = cuda.blockIdx.x
     while chunk < chunks.shape[0]:  # `range` would divide, in 64 bits, to count its rounds
         start = chunks[chunk, 1]
         stop = chunks[chunk, 2]
         tensors = row_of(addresses, chunks[chunk, 0])
+        hyper = given(addresses, chunks[chunk, 0], scalars)
         first = first_aligned(tensors, start, stop)
         last = first + (stop - first) // LANES * LANES
         i = first + thread * LANES
@@ -76,6 +80,72 @@ def update(addresses, chunks, factor, scalars):
             write(tensors[1:], i, (param,) + state)
             single += threads
         chunk += cuda.gridDim.x
+
+
+def scalars_alone(addresses, row, scalars):
+    """What a rule takes besides elements: its scalars, which come behind the factor on gradients."""
+    return scalars[1:]
+
+
+def numbers_and_scalars(addresses, row, scalars):
+    """As `scalars_alone`, with the numbers of the tensor before, whose address is behind its own."""
+    return numbers_of(addresses[row, COUNT]) + scalars[1:]
+
+
+def sum_up(addresses, chunks, results, factor, scalars):
+    """Sum up, over each chunk, what a rule needs to know of its tensor, always in the same order.
+
+    Args:
+        addresses, chunks, factor, scalars: see `update`.
+        results: the sums of each chunk.
+    """
+    shared = cuda.shared.array(THREADS, NUMBER)
+    thread = cuda.threadIdx.x
+    scale = scalars[0] * factor[0]
+    hyper = scalars[1:]
+    chunk = cuda.blockIdx.x
+    while chunk < chunks.shape[0]:
+        tensors = row_of(addresses, chunks[chunk, 0])
+        totals = ZEROS
+        i = chunks[chunk, 1] + thread
+        while i < chunks[chunk, 2]:
+            values = read(tensors, i)
+            totals = add(totals, rule(values[1], clip(values[0] * scale, hyper), values[2:], hyper))
+            i += THREADS
+        for k in range(TOTALS):
+            shared[thread] = totals[k]
+            cuda.syncthreads()
+            half = THREADS // 2
+            while half > 0:
+                if thread < half:
+                    shared[thread] = shared[thread] + shared[thread + half]
+                cuda.syncthreads()
+                half //= 2
+            if thread == 0:
+                results[chunk * TOTALS + k] = shared[0]
+            cuda.syncthreads()
+        chunk += cuda.gridDim.x
+
+
+def finish_rows(addresses, chunks, results, firsts, sizes, scalars):
+    """For each row put together what its chunks came to, and find the numbers for its update.
+
+    Args:
+        addresses, chunks, scalars: see `update`.
+        results: the sums of each chunk.
+        firsts: for each row its first chunk, and behind the last one the number of all.
+        sizes: for each row its number of elements, float64.
+    """
+    hyper = widen(scalars[1 : 1 + OWN])
+    row = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while row < sizes.shape[0]:
+        totals = WIDE_ZEROS
+        chunk = firsts[row]
+        while chunk < firsts[row + 1]:
+            totals = add(totals, totals_of(results, chunk))
+            chunk += 1
+        write_numbers(addresses[row, COUNT], finish(totals, sizes[row], hyper))
+        row += cuda.gridDim.x * cuda.blockDim.x
 
 
 def transform(addresses, chunks, scalars):
@@ -194,13 +264,26 @@ def rule_with_copy(rule: Callable, copy: str, storage_type: str) -> Callable:
     return with_copy(rule, copy, edited, _device_rule)
 
 
+@Kept
+def summand_of(function: Callable, states: int, scalars: int, master: str | None) -> Callable:
+    """What a rule sums up, see `sums.of_columns`."""
+    edited = None if master is None else storage.edited(master, False, storage.GLOBAL)
+    return of_columns(function, states, scalars, edited, _device_rule)
+
+
 def template_of(
-    rule: Callable, storages: tuple[str, ...], scalars: int
+    rule: Callable, storages: tuple[str, ...], scalars: int, numbers: int = 0
 ) -> tuple[Callable, types.Type]:
     """The update kernel for a rule and storage types, to be compiled, and its signature."""
     number = storage.arithmetic(storages[1])
     device_rule = _device_rule(rule)
+    given = scalars_alone
+    if numbers:
+        read = storage.scalars(numbers, number, storage.GLOBAL)
+        own = {"numbers_of": read, "COUNT": len(storages)}
+        given = specialised(numbers_and_scalars, f"{numbers}_numbers_after_{len(storages)}", own)
     names = {
+        "given": device_function(given),
         "rule": device_rule,
         "row_of": storage.addresses(len(storages)),
         "read": storage.reader(storages, number, storage.GLOBAL),
@@ -212,7 +295,54 @@ def template_of(
     signature = types.void(
         _TABLE, _TABLE, types.Array(number, 1, "C"), types.UniTuple(number, 1 + scalars)
     )
-    return specialised(update, described(rule, storages), names), signature
+    name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0)
+    return specialised(update, name, names), signature
+
+
+def sum_template_of(
+    summand: Callable, storages: tuple[str, ...], scalars: int, totals: int, clips: bool
+) -> tuple[Callable, types.Type]:
+    """The kernel that sums up, to be compiled, and its signature; `summand` is by `summand_of`."""
+    number = storage.arithmetic(storages[1])
+    names = {
+        "rule": _device_rule(summand),
+        "row_of": storage.addresses(len(storages)),
+        "read": storage.reader(storages, number, storage.GLOBAL),
+        "add": storage.adder(totals, number, number),
+        "clip": device_function(within if clips else whole),
+        "TOTALS": totals,
+        "ZEROS": (np.dtype(number.name).type(0),) * totals,
+        "NUMBER": number,
+    }
+    vector = types.Array(number, 1, "C")
+    signature = types.void(_TABLE, _TABLE, vector, vector, types.UniTuple(number, 1 + scalars))
+    name = f"sum_up_{described(summand, storages)}" + "_clipped" * clips
+    return specialised(sum_up, name, names), signature
+
+
+def finish_template_of(
+    finish: Callable, storages: tuple[str, ...], scalars: int, own: int, totals: int, numbers: int
+) -> tuple[Callable, types.Type]:
+    """The kernel that makes numbers of each row of the sums, to be compiled, and its signature."""
+    number = storage.arithmetic(storages[1])
+    names = {
+        "finish": _device_rule(finish),
+        "add": storage.adder(totals, number, types.float64),
+        "widen": storage.widened(own, number, types.float64),
+        "totals_of": storage.part(totals, number),
+        "write_numbers": storage.numbers_writer(numbers, number, storage.GLOBAL),
+        "COUNT": len(storages),
+        "OWN": own,
+        "WIDE_ZEROS": (np.float64(0),) * totals,
+    }
+    results, firsts, sizes = (
+        types.Array(kind, 1, "C") for kind in (number, types.int64, types.float64)
+    )
+    signature = types.void(
+        _TABLE, _TABLE, results, firsts, sizes, types.UniTuple(number, 1 + scalars)
+    )
+    name = f"finish_{described(finish, storages)}"
+    return specialised(finish_rows, name, names), signature
 
 
 def transform_template_of(
