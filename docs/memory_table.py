@@ -51,8 +51,8 @@ def rows() -> list[str]:
     order = sorted(kinds.items(), key=lambda kind: (kind[0][0].lower(), kind[1]))
     for (name, names), kept in order:
         shown = ", ".join(f"`{b}`" for b in names) or "none"
-        # The gradient is read; the parameter and its state are read and written. Where a tensor is summed
-        # up, everything is read once more before.
+        # The gradient is read; the parameter and its state are read and written. Where a tensor is
+        # summed up, everything is read once more before.
         moved = [4 + 2 * 4 + 2 * kept + (n - 1) * (8 + kept) for n in sorted(passes[name, names])]
         lines.append(f"| `{name}` | {shown} | {kept} | {' or '.join(map(str, moved))} |")
     return lines

@@ -22,7 +22,7 @@ from .compiling import Kept
 from .copies import with_copy
 from .memory import counted, fetch_add, prefetch, put_float, word
 from .specialise import anew, compile_function, described, specialised, title
-from .sums import of_columns, whole, within
+from .summing import of_columns, whole, within
 
 if TYPE_CHECKING:
     from .sums import Sums

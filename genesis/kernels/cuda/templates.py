@@ -19,7 +19,7 @@ from ..clipping import clipped
 from ..compiling import Kept
 from ..copies import with_copy
 from ..specialise import anew, described, specialised
-from ..sums import of_columns, whole, within
+from ..summing import of_columns, whole, within
 
 if cuda_driver.SIMULATED:
     from .. import simulated as storage
