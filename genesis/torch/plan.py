@@ -119,10 +119,10 @@ def unshared(entries: Iterable[dict[str, Any]], numbers: Iterable[str], seen: se
                 seen.add(id(number))
 
 
-class Member:
+class Member(NamedTuple):
     """One parameter of a bucket, and its state, which may have to be completed.
 
-    Args:
+    Attributes:
         row: its position in the group.
         param, grad: the parameter and its gradient.
         entries: its state.
@@ -135,30 +135,24 @@ class Member:
         new_average: whether an average is.
     """
 
-    def __init__(
-        self,
-        row: int,
-        param: Tensor,
-        grad: Tensor,
-        entries: dict[str, Any],
-        tensors: dict[str, Tensor],
-        created: dict[str, Any],
-        numbers: dict[str, float],
-        number_type: torch.dtype,
-        first: bool,
-        new_average: bool,
-    ):
-        self.row, self.param, self.grad = row, param, grad
-        self.entries, self.tensors, self.created = entries, tensors, created
-        self.numbers, self.number_type = numbers, number_type
-        self.first, self.new_average = first, new_average
+    row: int
+    param: Tensor
+    grad: Tensor
+    entries: dict[str, Any]
+    tensors: dict[str, Tensor]
+    created: dict[str, Any]
+    numbers: dict[str, float]
+    number_type: torch.dtype
+    first: bool
+    new_average: bool
 
     @property
     def kind(self) -> tuple:
         """What one launch must have in common."""
         types = [tensor.dtype for tensor in (self.grad, *self.tensors.values())]
         numbers = self.number_type, *self.numbers.items()
-        return (place_of(self.param), self.first, self.new_average, *numbers, *self.tensors, *types)
+        new = self.first, self.new_average
+        return (place_of(self.param), *new, *numbers, *self.tensors, *types)
 
 
 class Bucket:
