@@ -141,6 +141,32 @@ def sum_at_first(optimizer, step, grads):
             state["n"].fill_(optimizer.begins)
 
 
+# ---- Schedule-Free ----
+
+
+def schedule_free(name):
+    """`make` for `schedulefree`, whose optimizers begin in eval mode and know no `maximize`."""
+
+    def make(tensors, hyper):
+        import schedulefree
+
+        hyper = dict(hyper)
+        maximizes = hyper.pop("maximize", False)
+        kind = f"{name}Paper" if hyper.pop("corrects_lr", False) else name
+        optimizer = getattr(schedulefree, kind)(tensors, foreach=False, **hyper)
+        optimizer.train()
+        optimizer.maximizes = maximizes
+        return optimizer
+
+    return make
+
+
+def downhill(optimizer, step, grads):
+    if optimizer.maximizes:
+        for tensor in optimizer.param_groups[0]["params"]:
+            tensor.grad.neg_()
+
+
 DECOUPLED = {"decoupled_weight_decay": "weight_decouple"}
 PEERS = {
     "Lion": Peer(renamed("Lion")),
@@ -173,14 +199,17 @@ PEERS = {
     "AdaBound": Peer(
         renamed("AdaBound", {**DECOUPLED, "amsbound": "ams_bound"}, weight_decouple=False)
     ),
+    "ScheduleFreeSGD": Peer(schedule_free("SGDScheduleFree"), downhill),
+    "ScheduleFreeAdamW": Peer(schedule_free("AdamWScheduleFree"), downhill),
+    "ScheduleFreeRAdam": Peer(schedule_free("RAdamScheduleFree"), downhill),
 }
-"""How each optimizer of `pytorch_optimizer` is made that a row names."""
+"""How the peer of each optimizer is made whose row names a package."""
 
-ROWS = [case for case in CASES if case.peer == "pytorch_optimizer"]
+ROWS = [case for case in CASES if case.peer not in ("torch", None)]
 
 
-def updates(case, peer, dtype, steps=STEPS, **changed):
-    """How far genesis and the peer have moved each parameter, in float64.
+def updates(case, peer, dtype, steps=STEPS, after=None, **changed):
+    """How far genesis and the peer have moved each parameter, in float64; `after` is called for both.
 
     Parameters begin small beside the updates, so that in float32 their rounding hides none of these.
     """
@@ -207,6 +236,8 @@ def updates(case, peer, dtype, steps=STEPS, **changed):
         if peer.before:
             peer.before(theirs, step, [tensor.grad.clone() for tensor in tensors])
         theirs.step()
+    for optimizer in (ours, theirs) if after else ():
+        after(optimizer)
     found = [tensor.detach().numpy().astype(np.float64) / factor for tensor in tensors]
     return (
         [param.data.astype(np.float64) - before for param, before in zip(params, begin)],
@@ -222,8 +253,8 @@ def error(case, peer, dtype, **others):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.id)
-def test_50_steps_follow_pytorch_optimizer(case, dtype):
-    package("pytorch_optimizer")
+def test_50_steps_follow_the_package(case, dtype):
+    package(case.peer)
     assert error(case, PEERS[case.name], dtype) < TOLERANCES[dtype]
 
 
@@ -244,13 +275,16 @@ CHANGED = {
     "LaProp": {"betas": (0.9 * (1 + 1e-7), 0.999)},
     "FTRL": {"lambda_2": 1e-7},
     "AdaBound": {"gamma": 1e-3 * (1 + 1e-7)},
+    "ScheduleFreeSGD": {"momentum": 0.9 * (1 + 1e-7)},
+    "ScheduleFreeAdamW": {"betas": (0.9 * (1 + 1e-7), 0.999)},
+    "ScheduleFreeRAdam": {"betas": (0.9, 0.999 * (1 + 1e-7))},
 }
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_tolerance_sees_a_changed_coefficient(name):
-    package("pytorch_optimizer")
     case = next(case for case in ROWS if case.name == name)
+    package(case.peer)
     assert error(case, PEERS[name], np.float64, **CHANGED[name]) > TOLERANCES[np.float64]
 
 
@@ -285,3 +319,23 @@ def test_50_steps_of_adan_follow_adan_pytorch_but_for_the_first_gradient(dtype):
                 tensor.data -= hyper["lr"] * grad / (grad.abs() + 1e-8) / shrunk
 
     assert error(Case("Adan", hyper), Peer(make, first_gradient), dtype) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    "case", [case for case in ROWS if case.peer == "schedulefree"], ids=lambda case: case.id
+)
+def test_what_schedule_free_optimizers_show_in_eval_mode_is_what_the_package_shows(case, dtype):
+    """After 50 steps with an evaluation in between, where the package moves parameters by rounding."""
+    package(case.peer)
+    peer = PEERS[case.name]
+
+    def evaluated(optimizer, step, grads):
+        peer.before(optimizer, step, grads)
+        if step == 20:
+            optimizer.eval()
+            optimizer.train()
+
+    ours, theirs = updates(case, Peer(peer.make, evaluated), dtype, after=lambda each: each.eval())
+    worst = max(np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(ours, theirs))
+    assert worst < TOLERANCES[dtype]

@@ -24,3 +24,16 @@ def average(param, grad, state, hyper):
     kept, weight = hyper
     change = grad - param
     return param + weight * change if weight < kept else grad - kept * change, state
+
+
+def beyond(param, grad, state, hyper):
+    """The parameter, kept as the state, is moved along the line from `grad` through it."""
+    (weight,) = hyper
+    return param + weight * (grad - param), (param,)
+
+
+def beyond_master(param, grad, state, hyper):
+    """As `beyond`, from the master, of which the parameter is a copy."""
+    _, master = state
+    (weight,) = hyper
+    return master + weight * (grad - master), (param, master)
