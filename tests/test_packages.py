@@ -339,3 +339,82 @@ def test_what_schedule_free_optimizers_show_in_eval_mode_is_what_the_package_sho
     ours, theirs = updates(case, Peer(peer.make, evaluated), dtype, after=lambda each: each.eval())
     worst = max(np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(ours, theirs))
     assert worst < TOLERANCES[dtype]
+
+
+def wrapped(make, theirs_of, evaluate, steps=STEPS):
+    """How far a wrapper of AdamW is from the package's, relative to the largest update.
+
+    Args:
+        make: the wrapper for an optimizer of genesis.
+        theirs_of: the package's for tensors.
+        evaluate: `evaluate(theirs, backward)`, one step of it.
+    """
+    import torch
+
+    def gradient(value, center):
+        return (value - center) * (1 + (value - center) ** 2)
+
+    rng = np.random.default_rng(5)
+    arrays = [rng.standard_normal(shape) for shape in SHAPES]
+    params = [genesis.Parameter(array.copy()) for array in arrays]
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    ours = make(genesis.optim.AdamW(params, lr=0.02))
+    theirs = theirs_of(tensors)
+    for _ in range(steps):
+        centers = [rng.standard_normal(shape) for shape in SHAPES]
+
+        def backward(centers=centers):
+            for tensor, center in zip(tensors, centers):
+                tensor.grad = gradient(tensor.detach(), torch.tensor(center))
+
+        def closure(centers=centers):
+            return 0.0, [gradient(p.data, center) for p, center in zip(params, centers)]
+
+        ours.step(closure)
+        evaluate(theirs, backward)
+    pairs = zip(params, tensors, arrays)
+    return max(
+        np.max(np.abs(p.data - t.detach().numpy())) / np.max(np.abs(p.data - a))
+        for p, t, a in pairs
+    )
+
+
+def test_50_steps_of_lookahead_follow_pytorch_optimizer():
+    pytorch_optimizer, torch = package("pytorch_optimizer"), package("torch")
+
+    def theirs(tensors):
+        inner = torch.optim.AdamW(tensors, lr=0.02)
+        return pytorch_optimizer.Lookahead(inner, k=4, alpha=0.3, pullback_momentum="none")
+
+    def evaluate(theirs, backward):
+        backward()
+        theirs.step()
+
+    def distance(alpha):
+        return wrapped(lambda o: genesis.optim.Lookahead(o, 4, alpha), theirs, evaluate)
+
+    assert distance(0.3) < 1e-10
+    assert distance(0.3 * (1 + 1e-7)) > 1e-10
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_50_steps_of_sam_follow_pytorch_optimizer(adaptive):
+    """Whose norm is a float32, so that it can be seen to seven digits only."""
+    pytorch_optimizer, torch = package("pytorch_optimizer"), package("torch")
+
+    def theirs(tensors):
+        return pytorch_optimizer.SAM(
+            tensors, torch.optim.AdamW, rho=0.2, adaptive=adaptive, lr=0.02, foreach=False
+        )
+
+    def evaluate(theirs, backward):
+        backward()
+        theirs.first_step()
+        backward()
+        theirs.second_step()
+
+    def distance(rho):
+        return wrapped(lambda o: genesis.optim.SAM(o, rho, adaptive), theirs, evaluate)
+
+    assert distance(0.2) < 1e-7
+    assert distance(0.2 * (1 + 1e-4)) > 1e-7

@@ -37,3 +37,20 @@ def beyond_master(param, grad, state, hyper):
     _, master = state
     (weight,) = hyper
     return master + weight * (grad - master), (param, master)
+
+
+def synchronize(param, grad, state, hyper):
+    """A slow parameter, the state, goes a part of the way to the parameter, which joins it there."""
+    (slow,) = state
+    (share,) = hyper
+    slow = slow + share * (param - slow)
+    return slow, (slow,)
+
+
+def accumulate_in_proportion(param, grad, state, hyper):
+    return param + param * param * grad, state
+
+
+def product(param, grad, state, hyper):
+    """The product of parameter and gradient, as the state."""
+    return param, (param * grad,)

@@ -12,11 +12,13 @@ from .clip_grad import clip_grad_value as clip_grad_value
 from .hooks import register_optimizer_step_post_hook as register_optimizer_step_post_hook
 from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
 from .lbfgs import LBFGS as LBFGS
+from .lookahead import Lookahead as Lookahead
 from .muon import Muon as Muon
 from .optimizer import Optimizer as Optimizer
 from .param_groups import param_groups_layerwise_lr_decay as param_groups_layerwise_lr_decay
 from .param_groups import param_groups_weight_decay as param_groups_weight_decay
 from .rule_optimizer import RuleOptimizer as RuleOptimizer
+from .sam import SAM as SAM
 from .schedule_free import ScheduleFree
 
 class ADOPT(RuleOptimizer):

@@ -197,10 +197,10 @@ class _Shown:
         arrays.usable(self._written, self._read)
         actions: list[partial] = []
         for (function, scalars, _), rows in self._rows.items():
-            launch = kernels.prepare(function, list(zip(*rows)), len(scalars), self._stream)
+            columns = list(zip(*rows))
+            launch = kernels.prepare(function, columns, len(scalars), self._stream)
             launch.set_scalars(1.0, scalars)
-            launch.gather()
-            actions += launch.actions()
+            actions += launch.once(columns)
         for parameter in self.after:
             parameter.changed()
         return actions
