@@ -210,8 +210,8 @@ SPECIAL = {"LBFGS": "torch", "Adafactor": "torch", "Muon": "torch", "SparseAdam"
 """Optimizers that no rule and no common loop of steps describes, and their peers: each has tests of
 its own, in a file that names it, with its own table of variants, reference and comparison."""
 
-WRAPPERS = "Lookahead", "SAM"
-"""Optimizers that work through another one, whose contract they keep: see test_wrappers.py."""
+WRAPPERS = "Lookahead", "Mixed", "MuonWithAdamW", "SAM"
+"""Optimizers that work through others, whose contract they keep: see test_wrappers.py, test_mixed.py."""
 
 ONE_EACH = list({case.name: case for case in CASES}.values())
 """The last row of each optimizer, for tests that are not about its formula."""

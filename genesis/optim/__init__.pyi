@@ -13,6 +13,8 @@ from .hooks import register_optimizer_step_post_hook as register_optimizer_step_
 from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
 from .lbfgs import LBFGS as LBFGS
 from .lookahead import Lookahead as Lookahead
+from .mixed import Mixed as Mixed
+from .mixed import MuonWithAdamW as MuonWithAdamW
 from .muon import Muon as Muon
 from .optimizer import Optimizer as Optimizer
 from .param_groups import param_groups_layerwise_lr_decay as param_groups_layerwise_lr_decay

@@ -126,13 +126,13 @@ class Lookahead(Wrapper):
         """The calls that let parameters return part of the way."""
         written: list[arrays.Used] = []
         rows: dict[tuple, list[tuple[int, list[Any]]]] = {}
-        number = 0
+        state, number = self._state, 0
         for group in self.param_groups:
             at_random = bool(group.get("stochastic_rounding", False))
             called = members.names(group, group["params"])
             for parameter, name in zip(group["params"], called):
                 what = members.label(number, name)
-                entries = self._state.get(parameter) or {}
+                entries = state.get(parameter) or {}
                 titled = {what: parameter._view, f"the slow array of {what}": slow[parameter]}
                 if "master" in entries:  # which is the parameter, and the parameter its copy
                     titled[f"state 'master' of {what}"] = entries["master"]

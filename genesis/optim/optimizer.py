@@ -374,6 +374,12 @@ class Optimizer:
 
     def _taking_over(self, state_dict: dict[str, Any]) -> list[partial]:
         """As `_loading`, of what hooks have made of the state dict."""
+        groups, state = self._read(state_dict)
+        loaded = {"param_groups": groups, "_state": state}
+        return [partial(setattr, self, name, value) for name, value in loaded.items()]
+
+    def _read(self, state_dict: dict[str, Any]) -> tuple[list[dict], State]:
+        """The groups and the state that a state dict holds, checked, with parameters in them."""
         groups, owner = self._loaded_groups(state_dict["param_groups"])
         state = {}
         for number, entries in state_dict["state"].items():
@@ -384,8 +390,7 @@ class Optimizer:
             parameter = owner[number]
             title = members.label(number, parameter.name)
             state[parameter] = self._loaded_state(title, parameter, entries)
-        loaded = {"param_groups": groups, "_state": State(state)}
-        return [partial(setattr, self, name, value) for name, value in loaded.items()]
+        return groups, State(state)
 
     def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
         """The groups as saved, and which parameter each saved number stands for."""
