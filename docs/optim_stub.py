@@ -28,6 +28,8 @@ def stub() -> str:
     made = {n: kind for n, _ in homes if _is_made(kind := getattr(optim, n))}
     imports = [f"from . import {name} as {name}" for name in optim._MODULES]
     imports += [f"from .{home} import {name} as {name}" for name, home in homes if name not in made]
+    bases = {kind.__base__ for kind in made.values()} - {optim.RuleOptimizer}
+    imports += [f"from .{base.__module__.split('.')[-1]} import {base.__name__}" for base in bases]
     text = _HEAD + "\n".join(sorted(imports, key=_order)) + "\n"
     return text + "".join(_class(name, kind) for name, kind in made.items())
 
@@ -46,7 +48,7 @@ def _order(line: str) -> tuple:
 
 def _class(name: str, kind: type[optim.RuleOptimizer]) -> str:
     declared = {**kind._hypers, **kind._options}
-    lines = [f"\nclass {name}(RuleOptimizer):", "    def __init__(", "        self,"]
+    lines = [f"\nclass {name}({kind.__base__.__name__}):", "    def __init__(", "        self,"]
     keyword_only = False
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:

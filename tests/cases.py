@@ -186,11 +186,49 @@ CASES = [
         {"weight_decay": 0.3, "decoupled_weight_decay": True, "maximize": True},
         "pytorch_optimizer",
     ),
+    Case("ScheduleFreeSGD", {}, "schedulefree"),
+    Case(
+        "ScheduleFreeSGD",
+        {
+            "lr": 0.1,
+            "momentum": 0.7,
+            "weight_decay": 0.1,
+            "warmup_steps": 10,
+            "r": 1.0,
+            "weight_lr_power": 1.5,
+        },
+        "schedulefree",
+    ),
+    Case("ScheduleFreeAdamW", {}, "schedulefree"),
+    Case(
+        "ScheduleFreeAdamW",
+        {"lr": 0.1, "warmup_steps": 10, "corrects_lr": True, "weight_decay": 0.3},
+        "schedulefree",
+    ),
+    Case(
+        "ScheduleFreeAdamW",
+        {"lr": 0.01, "betas": (0.6, 0.7), "eps": 1e-3, "r": 0.5, "maximize": True},
+        "schedulefree",
+    ),
+    Case("ScheduleFreeRAdam", {}, "schedulefree"),
+    Case(
+        "ScheduleFreeRAdam",
+        {"lr": 0.01, "betas": (0.6, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        "schedulefree",
+    ),
+    Case(
+        "ScheduleFreeRAdam",
+        {"lr": 0.1, "silent_sgd_phase": False, "weight_lr_power": 1.0, "maximize": True},
+        "schedulefree",
+    ),
 ]
 
 SPECIAL = {"LBFGS": "torch", "Adafactor": "torch", "Muon": "torch", "SparseAdam": "torch"}
 """Optimizers that no rule and no common loop of steps describes, and their peers: each has tests of
 its own, in a file that names it, with its own table of variants, reference and comparison."""
+
+WRAPPERS = "Lookahead", "Mixed", "MuonWithAdamW", "SAM"
+"""Optimizers that work through others, whose contract they keep: see test_wrappers.py, test_mixed.py."""
 
 ONE_EACH = list({case.name: case for case in CASES}.values())
 """The last row of each optimizer, for tests that are not about its formula."""

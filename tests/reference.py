@@ -384,6 +384,65 @@ def adabound(
     return param - rate * mean, new
 
 
+def _schedule_free(param, direction, state, step, rate, beta, r, power):
+    """The three sequences of the paper, of which y is the parameter and x is found from the others."""
+    y, z = param, state.get("z", param)
+    x = (y - (1 - beta) * z) / beta
+    largest = max(rate, state.get("lr_max", 0))
+    weight = step**r * largest**power
+    total = state.get("weight_sum", 0) + weight
+    share = weight / total if total else 0
+    z = z - rate * direction
+    x = (1 - share) * x + share * z
+    return beta * x + (1 - beta) * z, {"z": z, "weight_sum": total, "lr_max": largest}
+
+
+def schedulefreesgd(
+    param, grad, state, step, *, lr=1.0, momentum=0.9, weight_decay=0, warmup_steps=0, r=0,
+    weight_lr_power=2.0, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + weight_decay * param
+    rate = lr * min(1, step / warmup_steps) if warmup_steps else lr
+    return _schedule_free(param, grad, state, step, rate, momentum, r, weight_lr_power)
+
+
+def schedulefreeadamw(
+    param, grad, state, step, *, lr=2.5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
+    warmup_steps=0, r=0, weight_lr_power=2.0, corrects_lr=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    rate = lr * min(1, step / warmup_steps) if warmup_steps else lr
+    if corrects_lr:  # as in the paper's algorithm
+        rate *= np.sqrt(1 - betas[1] ** step)
+        normal = grad / (np.sqrt(square) + eps)
+    else:
+        normal = grad / (np.sqrt(square / (1 - betas[1] ** step)) + eps)
+    direction = normal + weight_decay * param
+    param, new = _schedule_free(param, direction, state, step, rate, betas[0], r, weight_lr_power)
+    return param, {**new, "exp_avg_sq": square}
+
+
+def schedulefreeradam(
+    param, grad, state, step, *, lr=2.5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, r=0,
+    weight_lr_power=2.0, silent_sgd_phase=True, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
+    limit = (1 + betas[1]) / (1 - betas[1])
+    powers = betas[1] ** np.arange(step)  # of which the sum is (1 - beta**step) / (1 - beta)
+    length = limit - 2 * step * betas[1] ** step / ((1 - betas[1]) * powers.sum())
+    if length > 4:
+        variance = (limit - 4) * (limit - 2) / limit
+        rate = lr * np.sqrt((length - 4) * (length - 2) / length / variance)
+        direction = grad / (np.sqrt(square / (1 - betas[1] ** step)) + eps)
+    else:
+        rate, direction = 0 if silent_sgd_phase else lr, grad
+    direction = direction + weight_decay * param
+    param, new = _schedule_free(param, direction, state, step, rate, betas[0], r, weight_lr_power)
+    return param, {**new, "exp_avg_sq": square}
+
+
 REFERENCES = {
     "SGD": sgd,
     "Adam": adam,
@@ -410,6 +469,9 @@ REFERENCES = {
     "LaProp": laprop,
     "FTRL": ftrl,
     "AdaBound": adabound,
+    "ScheduleFreeSGD": schedulefreesgd,
+    "ScheduleFreeAdamW": schedulefreeadamw,
+    "ScheduleFreeRAdam": schedulefreeradam,
 }
 
 

@@ -155,6 +155,24 @@ BAD_HYPER = {
         ({"gamma": 1.0}, "Invalid gamma value: 1.0"),
         ({"amsbound": "yes"}, "expected True or False"),
     ],
+    "ScheduleFreeSGD": [
+        ({"momentum": 0}, r"Invalid momentum value: 0, expected a number in \(0, 1\)"),
+        ({"momentum": 1.0}, "Invalid momentum value: 1.0"),
+        ({"warmup_steps": -1}, "Invalid warmup_steps value: -1"),
+        ({"warmup_steps": 0.5}, "Invalid warmup_steps value: 0.5, expected a whole number"),
+        ({"r": -1}, "Invalid r value: -1"),
+        ({"weight_lr_power": NAN}, "Invalid weight_lr_power value: nan"),
+        ({"ema_decay": 0.9}, r"does not support ema_decay.*optimizer.eval\(\)"),
+    ],
+    "ScheduleFreeAdamW": [
+        ({"betas": (0, 0.999)}, r"Invalid beta parameter at index 0: 0, expected .*\(0, 1\)"),
+        ({"betas": (0.9, 1)}, r"Invalid beta parameter at index 1: 1, expected .*\[0, 1\)"),
+        ({"corrects_lr": 1}, "expected True or False"),
+    ],
+    "ScheduleFreeRAdam": [
+        ({"betas": (1.0, 0.999)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"silent_sgd_phase": None}, "expected True or False"),
+    ],
 }
 
 
@@ -197,7 +215,7 @@ INFINITE = {("ASGD", "t0"), ("Adafactor", "d"), ("Rprop", "step_sizes", 1)}
 """Where infinity says something: never average, never clip, no largest step."""
 
 
-COUNTS = "ns_steps", "max_iter", "max_eval", "history_size"
+COUNTS = "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps"
 
 
 def numbers_of(name):
@@ -208,6 +226,10 @@ def numbers_of(name):
             yield from ((key, i) for i in range(len(value)) if value[i] is not None)
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in COUNTS:
             yield (key,)
+
+
+SILENT = {"ADOPT": 1, "ScheduleFreeRAdam": 4}
+"""How many gradients move nothing at first."""
 
 
 def any_parameter():
@@ -303,7 +325,7 @@ def test_the_step_refuses_the_same_before_anything_is_written(name, where, stepp
         said = refusal(ValueError, partial(take_a_step, name, opt, p))
         assert f"it has no {key!r}, set group[{key!r}]" in said
     opt.param_groups[-1][key] = default
-    for _ in range(2 if name == "ADOPT" else 1):  # whose first gradient moves nothing
+    for _ in range(SILENT.get(name, 0) + 1):
         take_a_step(name, opt, p)
     assert np.all(p.data != before)
 
@@ -344,6 +366,7 @@ def test_flags_and_choices_are_refused_in_the_same_words(name):
     opt = make_any(name, p)
     saved = opt.state_dict()
     flags = [key for key, value in opt.defaults.items() if isinstance(value, bool)]
+    flags = [key for key in flags if key != "train_mode"]  # which `train` and `eval` set
     choices = [key for key in ("adjust_lr_fn", "line_search_fn") if key in opt.defaults]
     options = [] if name in ("Adafactor", "Muon", "LBFGS") else ["master_weights", "state_dtype"]
     counts = [key for key in COUNTS if key in opt.defaults]

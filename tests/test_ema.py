@@ -256,3 +256,15 @@ def test_sparse_rows_have_no_averages():
     p.grad = genesis.SparseGrad([1], np.ones((1, 2), np.float32))
     with pytest.raises(TypeError, match=r"no SparseGrad with ema_decay.*AveragedParameters"):
         opt.step()
+
+
+@on_cpu_only
+def test_an_average_that_does_not_lie_flat_is_shown_as_it_is():
+    rng = np.random.default_rng(0)
+    p = genesis.Parameter(np.zeros((300, 200), np.float32))
+    opt = genesis.optim.SGD([p], lr=1.0, ema_decay=0.5)
+    opt.step(grads=[np.ones((300, 200), np.float32)])
+    mean = rng.standard_normal((300, 400)).astype(np.float32)[:, ::2]
+    opt.state[p]["ema"] = mean
+    opt.swap_ema()
+    np.testing.assert_array_equal(p.data, mean)

@@ -147,6 +147,32 @@ def lamb(tensors, hyper):
     return renamed("Lamb", weight_decouple=False, adam_debias=True)(tensors, without)
 
 
+# ---- Schedule-Free ----
+
+
+def schedule_free(name):
+    """`make` for `schedulefree`, whose optimizers begin in eval mode and know no `maximize`."""
+
+    def make(tensors, hyper):
+        import schedulefree
+
+        hyper = dict(hyper)
+        maximizes = hyper.pop("maximize", False)
+        kind = f"{name}Paper" if hyper.pop("corrects_lr", False) else name
+        optimizer = getattr(schedulefree, kind)(tensors, foreach=False, **hyper)
+        optimizer.train()
+        optimizer.maximizes = maximizes
+        return optimizer
+
+    return make
+
+
+def downhill(optimizer, step, grads):
+    if optimizer.maximizes:
+        for tensor in optimizer.param_groups[0]["params"]:
+            tensor.grad.neg_()
+
+
 DECOUPLED = {"decoupled_weight_decay": "weight_decouple"}
 PEERS = {
     "Lion": Peer(renamed("Lion")),
@@ -185,14 +211,17 @@ PEERS = {
     "AdaBound": Peer(
         renamed("AdaBound", {**DECOUPLED, "amsbound": "ams_bound"}, weight_decouple=False)
     ),
+    "ScheduleFreeSGD": Peer(schedule_free("SGDScheduleFree"), downhill),
+    "ScheduleFreeAdamW": Peer(schedule_free("AdamWScheduleFree"), downhill),
+    "ScheduleFreeRAdam": Peer(schedule_free("RAdamScheduleFree"), downhill),
 }
-"""How each optimizer of `pytorch_optimizer` is made that a row names."""
+"""How the peer of each optimizer is made whose row names a package."""
 
-ROWS = [case for case in CASES if case.peer == "pytorch_optimizer"]
+ROWS = [case for case in CASES if case.peer not in ("torch", None)]
 
 
-def updates(case, peer, dtype, steps=STEPS, **changed):
-    """How far genesis and the peer have moved each parameter, in float64.
+def updates(case, peer, dtype, steps=STEPS, after=None, **changed):
+    """How far genesis and the peer have moved each parameter, in float64; `after` is called for both.
 
     Parameters begin small beside the updates, so that in float32 their rounding hides none of these.
     """
@@ -219,6 +248,8 @@ def updates(case, peer, dtype, steps=STEPS, **changed):
         if peer.before:
             peer.before(theirs, step, [tensor.grad.clone() for tensor in tensors])
         theirs.step()
+    for optimizer in (ours, theirs) if after else ():
+        after(optimizer)
     found = [tensor.detach().numpy().astype(np.float64) / factor for tensor in tensors]
     return (
         [param.data.astype(np.float64) - before for param, before in zip(params, begin)],
@@ -234,8 +265,8 @@ def error(case, peer, dtype, **others):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.id)
-def test_50_steps_follow_pytorch_optimizer(case, dtype):
-    package("pytorch_optimizer")
+def test_50_steps_follow_the_package(case, dtype):
+    package(case.peer)
     assert error(case, PEERS[case.name], dtype) < TOLERANCES[dtype]
 
 
@@ -259,13 +290,16 @@ CHANGED = {
     "LaProp": {"betas": (0.9 * (1 + 1e-7), 0.999)},
     "FTRL": {"lambda_2": 1e-7},
     "AdaBound": {"gamma": 1e-3 * (1 + 1e-7)},
+    "ScheduleFreeSGD": {"momentum": 0.9 * (1 + 1e-7)},
+    "ScheduleFreeAdamW": {"betas": (0.9 * (1 + 1e-7), 0.999)},
+    "ScheduleFreeRAdam": {"betas": (0.9, 0.999 * (1 + 1e-7))},
 }
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_tolerance_sees_a_changed_coefficient(name):
-    package("pytorch_optimizer")
     case = next(case for case in ROWS if case.name == name)
+    package(case.peer)
     assert error(case, PEERS[name], np.float64, **CHANGED[name]) > TOLERANCES[np.float64]
 
 
@@ -300,3 +334,102 @@ def test_50_steps_of_adan_follow_adan_pytorch_but_for_the_first_gradient(dtype):
                 tensor.data -= hyper["lr"] * grad / (grad.abs() + 1e-8) / shrunk
 
     assert error(Case("Adan", hyper), Peer(make, first_gradient), dtype) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    "case", [case for case in ROWS if case.peer == "schedulefree"], ids=lambda case: case.id
+)
+def test_what_schedule_free_optimizers_show_in_eval_mode_is_what_the_package_shows(case, dtype):
+    """After 50 steps with an evaluation in between, where the package moves parameters by rounding."""
+    package(case.peer)
+    peer = PEERS[case.name]
+
+    def evaluated(optimizer, step, grads):
+        peer.before(optimizer, step, grads)
+        if step == 20:
+            optimizer.eval()
+            optimizer.train()
+
+    ours, theirs = updates(case, Peer(peer.make, evaluated), dtype, after=lambda each: each.eval())
+    worst = max(np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(ours, theirs))
+    assert worst < TOLERANCES[dtype]
+
+
+def wrapped(make, theirs_of, evaluate, steps=STEPS):
+    """How far a wrapper of AdamW is from the package's, relative to the largest update.
+
+    Args:
+        make: the wrapper for an optimizer of genesis.
+        theirs_of: the package's for tensors.
+        evaluate: `evaluate(theirs, backward)`, one step of it.
+    """
+    import torch
+
+    def gradient(value, center):
+        return (value - center) * (1 + (value - center) ** 2)
+
+    rng = np.random.default_rng(5)
+    arrays = [rng.standard_normal(shape) for shape in SHAPES]
+    params = [genesis.Parameter(array.copy()) for array in arrays]
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    ours = make(genesis.optim.AdamW(params, lr=0.02))
+    theirs = theirs_of(tensors)
+    for _ in range(steps):
+        centers = [rng.standard_normal(shape) for shape in SHAPES]
+
+        def backward(centers=centers):
+            for tensor, center in zip(tensors, centers):
+                tensor.grad = gradient(tensor.detach(), torch.tensor(center))
+
+        def closure(centers=centers):
+            return 0.0, [gradient(p.data, center) for p, center in zip(params, centers)]
+
+        ours.step(closure)
+        evaluate(theirs, backward)
+    pairs = zip(params, tensors, arrays)
+    return max(
+        np.max(np.abs(p.data - t.detach().numpy())) / np.max(np.abs(p.data - a))
+        for p, t, a in pairs
+    )
+
+
+def test_50_steps_of_lookahead_follow_pytorch_optimizer():
+    pytorch_optimizer, torch = package("pytorch_optimizer"), package("torch")
+
+    def theirs(tensors):
+        inner = torch.optim.AdamW(tensors, lr=0.02)
+        return pytorch_optimizer.Lookahead(inner, k=4, alpha=0.3, pullback_momentum="none")
+
+    def evaluate(theirs, backward):
+        backward()
+        theirs.step()
+
+    def distance(alpha):
+        return wrapped(lambda o: genesis.optim.Lookahead(o, 4, alpha), theirs, evaluate)
+
+    assert distance(0.3) < 1e-10
+    assert distance(0.3 * (1 + 1e-7)) > 1e-10
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_50_steps_of_sam_follow_pytorch_optimizer(adaptive):
+    """Whose norm is a float32, so that it can be seen to seven digits only."""
+    pytorch_optimizer, torch = package("pytorch_optimizer"), package("torch")
+
+    def theirs(tensors):
+        return pytorch_optimizer.SAM(
+            tensors, torch.optim.AdamW, rho=0.2, adaptive=adaptive, lr=0.02, foreach=False
+        )
+
+    def evaluate(theirs, backward):
+        backward()
+        theirs.first_step()
+        backward()
+        theirs.second_step()
+
+    def distance(rho):
+        return wrapped(lambda o: genesis.optim.SAM(o, rho, adaptive), theirs, evaluate)
+
+    assert distance(0.2) < 1e-7
+    assert distance(0.2 * (1 + 1e-4)) > 1e-7

@@ -127,7 +127,7 @@ def test_an_exception_at_each_moment_leaves_load_state_dict_complete_or_not_begu
     saved["param_groups"][1]["lr"] = 0.5
     attacked, twin = optimizer(cls, steps=1), optimizer(cls, steps=1)
     outcomes = at_each_moment(attacked, twin, lambda opt: opt.load_state_dict(saved))
-    assert outcomes.count(False) > 50
+    assert outcomes.count(False) > 40
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon"])

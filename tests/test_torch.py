@@ -901,7 +901,10 @@ def test_own_rule_gives_the_numbers_that_it_gives_for_numpy():
     assert optimizer.state[params[0]]["step"] == 5
 
 
-@pytest.mark.parametrize("name", sorted({case.name for case in CASES if case.peer != "torch"}))
+OTHERS = sorted({case.name for case in CASES if case.peer != "torch"})
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("ScheduleFree")])
 def test_what_torch_has_not_gives_the_numbers_that_it_gives_for_numpy(name):
     params = parameters()
     arrays = [genesis.Parameter(param.detach().numpy().copy()) for param in params]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, SHAPES, SPECIAL, TWO, Case
+from cases import CASES, SHAPES, SPECIAL, TWO, WRAPPERS, Case
 from devices import SIMULATED, on_device, on_host, parameter
 from reference import REFERENCES, Reference
 
@@ -391,7 +391,7 @@ def test_every_exported_optimizer_has_a_row_a_reference_an_example_and_a_page_en
     }
     rows = {case.name for case in CASES}
     assert rows == REFERENCES.keys()
-    assert exported == rows | {*SPECIAL}
+    assert exported == rows | {*SPECIAL} | {*WRAPPERS}
     assert rows.isdisjoint(SPECIAL)
     tested = {"SparseAdam": "sparse"}
     for name, peer in SPECIAL.items():

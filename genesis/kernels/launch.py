@@ -135,6 +135,18 @@ class Launch(OverTable):
         """Make ready what the update reads from copies of tensors."""
         self._table.gather()
 
+    def once(self, columns: Sequence[Sequence[np.ndarray]]) -> list[partial]:
+        """The calls that update every tensor, for `commit`, of a launch that is made for that alone.
+
+        They keep alive all that kernels know by its address, gradients as well, and may follow others
+        that write what they read.
+
+        Args:
+            columns: the tensors, as they were given to `prepare`.
+        """
+        gathering = self._table.gathering() if self._table.has_copies else []
+        return [partial(id, (self, columns)), *gathering, *self.actions()]
+
     def actions(self) -> list[partial]:
         """The calls that update every tensor, for `commit`."""
         if self._table.has_copies:

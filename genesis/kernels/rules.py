@@ -24,3 +24,33 @@ def average(param, grad, state, hyper):
     kept, weight = hyper
     change = grad - param
     return param + weight * change if weight < kept else grad - kept * change, state
+
+
+def beyond(param, grad, state, hyper):
+    """The parameter, kept as the state, is moved along the line from `grad` through it."""
+    (weight,) = hyper
+    return param + weight * (grad - param), (param,)
+
+
+def beyond_master(param, grad, state, hyper):
+    """As `beyond`, from the master, of which the parameter is a copy."""
+    _, master = state
+    (weight,) = hyper
+    return master + weight * (grad - master), (param, master)
+
+
+def synchronize(param, grad, state, hyper):
+    """A slow parameter, the state, goes a part of the way to the parameter, which joins it there."""
+    (slow,) = state
+    (share,) = hyper
+    slow = slow + share * (param - slow)
+    return slow, (slow,)
+
+
+def accumulate_in_proportion(param, grad, state, hyper):
+    return param + param * param * grad, state
+
+
+def product(param, grad, state, hyper):
+    """The product of parameter and gradient, as the state."""
+    return param, (param * grad,)

@@ -166,8 +166,14 @@ class Table(_Rows):
 
     def gather(self) -> None:
         """Before a launch: bring the copies of arrays that do not lie flat up to date."""
-        for array, copy in self._copies.values():
-            self._target.copying(copy, array, self.stream)()
+        for call in self.gathering():
+            call()
+
+    def gathering(self) -> list[partial]:
+        """The calls that `gather` makes, where what they read is yet to be written."""
+        return [
+            self._target.copying(copy, array, self.stream) for array, copy in self._copies.values()
+        ]
 
     def scatter(self) -> list[partial]:
         """For after a launch: the calls that write copies back to where they came from."""

@@ -12,11 +12,16 @@ from .clip_grad import clip_grad_value as clip_grad_value
 from .hooks import register_optimizer_step_post_hook as register_optimizer_step_post_hook
 from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
 from .lbfgs import LBFGS as LBFGS
+from .lookahead import Lookahead as Lookahead
+from .mixed import Mixed as Mixed
+from .mixed import MuonWithAdamW as MuonWithAdamW
 from .muon import Muon as Muon
 from .optimizer import Optimizer as Optimizer
 from .param_groups import param_groups_layerwise_lr_decay as param_groups_layerwise_lr_decay
 from .param_groups import param_groups_weight_decay as param_groups_weight_decay
 from .rule_optimizer import RuleOptimizer as RuleOptimizer
+from .sam import SAM as SAM
+from .schedule_free import ScheduleFree
 
 class ADOPT(RuleOptimizer):
     def __init__(
@@ -428,6 +433,63 @@ class Rprop(RuleOptimizer):
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
+    ) -> None: ...
+
+class ScheduleFreeAdamW(ScheduleFree):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        corrects_lr: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class ScheduleFreeRAdam(ScheduleFree):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        silent_sgd_phase: bool = True,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class ScheduleFreeSGD(ScheduleFree):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
     ) -> None: ...
 
 class SignSGD(RuleOptimizer):

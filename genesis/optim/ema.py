@@ -58,10 +58,10 @@ def swap(everyone: list[tuple[Parameter, str]], state: State, stream: Any) -> li
         pairs.setdefault(kinds, []).append((source, parameter._view))
     actions: list[partial] = []
     for found in pairs.values():
-        launch = kernels.prepare(rules.copy, list(zip(*found)), 0, stream)
+        columns = list(zip(*found))
+        launch = kernels.prepare(rules.copy, columns, 0, stream)
         launch.set_scalars(1.0, ())
-        launch.gather()
-        actions += launch.actions()
+        actions += launch.once(columns)
     for parameter in changed:
         parameter.changed()
     return [*actions, state.updating(after)]

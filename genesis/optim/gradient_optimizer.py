@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from .. import checks
 from ..nn.utils.clip_grad import norm_and_finite
 from . import gradients, hooks
 from .optimizer import Optimizer
+
+Ending = Callable[[Iterable[partial]], None]
+"""What makes the calls that do a step: all that can fail has not, and nothing has been written yet."""
 
 
 class GradientOptimizer(Optimizer):
@@ -129,6 +133,7 @@ class GradientOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         _inverse_scale: float | None = None,
+        _ending: Ending | None = None,
     ) -> Any:
         self.step_skipped = False
         if max_norm is not None:
@@ -153,7 +158,7 @@ class GradientOptimizer(Optimizer):
                 )
             result, grads = gradients.of_closure(closure())
         given = None if grads is None else self._given(grads)
-        self._apply(given, max_norm, clip_value, _inverse_scale)
+        self._apply(given, max_norm, clip_value, _inverse_scale, _ending)
         return result
 
     def _apply(
@@ -162,6 +167,8 @@ class GradientOptimizer(Optimizer):
         max_norm: float | None,
         clip_value: float | None,
         inverse_scale: float | None,
+        ending: Ending | None = None,
+        factor: float = 1.0,
     ) -> None:
         """Update every parameter that has a gradient, or raise and have done nothing.
 
@@ -170,6 +177,9 @@ class GradientOptimizer(Optimizer):
             max_norm, clip_value: see `step`; not both.
             inverse_scale: gradients are multiplied by it first, and if any of them is inf or NaN
                 nothing at all is done, which `step_skipped` then says. None: nothing of that.
+            ending: makes the calls that do the step, and further ones with them, or raises. Default:
+                None, `commit`.
+            factor: gradients are multiplied by it. Default: 1.
         """
         raise NotImplementedError(f"{type(self).__name__} must define _apply")
 

@@ -68,14 +68,16 @@ def concern(optimizer: Any) -> bool:
     return optimizer._hooks is not None or bool(every_step_pre) or bool(every_step_post)
 
 
-def call(step: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+def call(step: Callable, args: tuple, kwargs: dict[str, Any], *, within: bool = False) -> Any:
     """`step(*args, **kwargs)` with hooks; the first of `args` is the optimizer.
 
-    After a step that was left out no hook is called.
+    After a step that was left out no hook is called. A step `within` one of another optimizer, which
+    wraps this one, has the optimizer's own hooks only.
     """
     optimizer = args[0]
     own = optimizer._hooks or Hooks()
-    for hook in [*every_step_pre.values(), *own.step_pre.values()]:
+    every_pre, every_post = ({}, {}) if within else (every_step_pre, every_step_post)
+    for hook in [*every_pre.values(), *own.step_pre.values()]:
         changed = hook(optimizer, args, kwargs)
         if changed is None:
             continue
@@ -87,7 +89,7 @@ def call(step: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         args, kwargs = changed
     result = step(*args, **kwargs)
     if not optimizer.step_skipped:
-        for hook in [*own.step_post.values(), *every_step_post.values()]:
+        for hook in [*own.step_post.values(), *every_post.values()]:
             hook(optimizer, args, kwargs)
     return result
 

@@ -352,6 +352,11 @@ class Optimizer:
             ValueError: other groups, sizes, shapes or names than this optimizer's.
             TypeError: a value of a wrong type. In either case the optimizer keeps what it had.
         """
+        commit(self._loading(state_dict))
+        self._loaded()
+
+    def _loading(self, state_dict: Any) -> list[partial]:
+        """The calls, for `commit`, that take over a state dict, after hooks have seen it."""
         own = self._hooks or hooks.Hooks()
         for hook in list(own.load_pre.values()):
             state_dict = dict(state_dict)  # a hook may edit it, and must not edit the caller's
@@ -359,6 +364,22 @@ class Optimizer:
             state_dict = state_dict if changed is None else changed
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("state_dict must be a dict with 'state' and 'param_groups'")
+        return self._taking_over(state_dict)
+
+    def _loaded(self) -> None:
+        """What comes after `_loading` and its commit."""
+        own = self._hooks or hooks.Hooks()
+        for hook in list(own.load_post.values()):
+            hook(self)
+
+    def _taking_over(self, state_dict: dict[str, Any]) -> list[partial]:
+        """As `_loading`, of what hooks have made of the state dict."""
+        groups, state = self._read(state_dict)
+        loaded = {"param_groups": groups, "_state": state}
+        return [partial(setattr, self, name, value) for name, value in loaded.items()]
+
+    def _read(self, state_dict: dict[str, Any]) -> tuple[list[dict], State]:
+        """The groups and the state that a state dict holds, checked, with parameters in them."""
         groups, owner = self._loaded_groups(state_dict["param_groups"])
         state = {}
         for number, entries in state_dict["state"].items():
@@ -369,10 +390,7 @@ class Optimizer:
             parameter = owner[number]
             title = members.label(number, parameter.name)
             state[parameter] = self._loaded_state(title, parameter, entries)
-        loaded = {"param_groups": groups, "_state": State(state)}
-        commit([partial(setattr, self, name, value) for name, value in loaded.items()])
-        for hook in list(own.load_post.values()):
-            hook(self)
+        return groups, State(state)
 
     def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
         """The groups as saved, and which parameter each saved number stands for."""

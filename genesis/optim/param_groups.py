@@ -52,8 +52,8 @@ def param_groups_weight_decay(
         0.1 ['kernel']
         0.0 ['bias', 'layernorm.scale']
     """
-    pairs = _with_names(named_parameters)
-    exempt = _exempting(no_decay)
+    pairs = with_names(named_parameters)
+    exempt = exempting(no_decay)
     return [
         _group([pair for pair in pairs if exempt(pair[0]) is free], weight_decay=decay)
         for free, decay in ((False, weight_decay), (True, 0.0))
@@ -117,7 +117,7 @@ def param_groups_layerwise_lr_decay(
     lr = checks.number("lr", lr)
     decay = checks.number("decay", decay, "(0, 1]")
     layers: dict[Any, list[tuple[str, Any]]] = {}
-    for name, parameter in _with_names(named_parameters, as_written=True):
+    for name, parameter in with_names(named_parameters, as_written=True):
         layers.setdefault(_layer(name) if layer is None else layer(name), []).append(
             (name, parameter)
         )
@@ -148,7 +148,7 @@ def _group(pairs: list[tuple[str, Any]], **settings: Any) -> dict[str, Any]:
     return {"params": pairs, "param_names": [name for name, _ in pairs], **settings}
 
 
-def _with_names(params: Any, *, as_written: bool = False) -> list[tuple[str, Any]]:
+def with_names(params: Any, *, as_written: bool = False) -> list[tuple[str, Any]]:
     """The parameters and their names; TypeError if they have none."""
     params = listed(params)
     is_list = isinstance(params, (list, tuple)) and not hasattr(params, "_fields")
@@ -178,13 +178,14 @@ def _as_written(params: Any, path: tuple = ()) -> list[tuple[str, Any]]:
     return [leaf for key, below in children for leaf in _as_written(below, (*path, key))]
 
 
-def _exempting(no_decay: Iterable[str]) -> Callable[[str], bool]:
-    """What says of a name whether it is exempt from weight decay."""
-    if isinstance(no_decay, str):
-        raise TypeError(f"no_decay must hold strings, but is one: write ({no_decay!r},)")
-    entries = [_words(entry) for entry in no_decay]
+def exempting(words: Iterable[str], what: str = "no_decay") -> Callable[[str], bool]:
+    """What says of a name whether one of these words is in it; `what` is what messages call them."""
+    if isinstance(words, str):
+        raise TypeError(f"{what} must hold strings, but is one: write ({words!r},)")
+    words = list(words)
+    entries = [_words(entry) for entry in words]
     if "." in entries:
-        raise ValueError(f"each entry of no_decay needs a letter, but got {no_decay!r}")
+        raise ValueError(f"each entry of {what} needs a letter, but got {words!r}")
     return lambda name: any(entry in _words(name) for entry in entries)
 
 

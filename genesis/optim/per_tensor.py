@@ -13,7 +13,7 @@ from ..kernels import reductions
 from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
 from . import arrays, members
-from .gradient_optimizer import GradientOptimizer
+from .gradient_optimizer import Ending, GradientOptimizer
 from .gradients import Views
 
 
@@ -58,15 +58,16 @@ class PerTensor(GradientOptimizer):
         max_norm: float | None,
         clip_value: float | None,
         inverse_scale: float | None,
+        ending: Ending | None = None,
+        factor: float = 1.0,
     ) -> None:
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
         work = self._work(given)
         if not work and self._parameters():
             self._say_no_gradients()
-        factor = 1.0
         if max_norm is not None or inverse_scale is not None:
-            factor = inverse_scale or 1.0
+            factor *= inverse_scale or 1.0
             norm, finite = norm_and_finite([each.gradient for each in work], factor)
             self._grad_norm = norm
             if inverse_scale is not None and not finite:
@@ -81,13 +82,12 @@ class PerTensor(GradientOptimizer):
             if each.parameter.size:
                 writes += self._writes(each, factor, clip_value)
             each.parameter.changed()
-        prepared(
-            [
-                self.state.updating({each.parameter: each.state for each in work}),
-                *writes,
-                partial(setattr, self, "_step_count", self._step_count + 1),
-            ]
-        )()
+        actions = [
+            self.state.updating({each.parameter: each.state for each in work}),
+            *writes,
+            partial(setattr, self, "_step_count", self._step_count + 1),
+        ]
+        prepared(actions)() if ending is None else ending(actions)
 
     def _work(self, given: list[Views] | None) -> list[_Work]:
         """What there is to do for the parameters that have gradients, every array verified."""

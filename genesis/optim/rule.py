@@ -23,6 +23,7 @@ def rule(
     check: Callable | None = None,
     sparse: Callable | str | None = None,
     counted: bool = True,
+    base: type[RuleOptimizer] = RuleOptimizer,
 ) -> Any:
     """Turn the function that updates one element into an optimizer class.
 
@@ -56,6 +57,8 @@ def rule(
             they must be. Default: None, they must not be.
         counted: whether the number of updates is kept in the state, as "step". False is possible
             where nothing makes use of it. Default: True.
+        base: the class of which a subclass is made, for methods of its own: a subclass of
+            `genesis.optim.RuleOptimizer` without a formula. Default: `RuleOptimizer` itself.
 
     Returns:
         A subclass of `genesis.optim.Optimizer` with the function's name. `reference` of it evaluates
@@ -79,11 +82,16 @@ def rule(
     """
     if function is None:
         return lambda function: rule(
-            function, numbers=numbers, check=check, sparse=sparse, counted=counted
+            function, numbers=numbers, check=check, sparse=sparse, counted=counted, base=base
         )
     formula = Formula(function, "rule", ("param", "grad"))
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
     recipe = Recipe(formula.name, [part], formula.file, formula.line)
+    if not (isinstance(base, type) and issubclass(base, RuleOptimizer)) or hasattr(base, "_recipe"):
+        formula.refuse(
+            f"base={base!r}",
+            "the base of a rule is a subclass of genesis.optim.RuleOptimizer without a formula",
+        )
     further: dict[str, Any] = {}
     if sparse is not None and recipe.sums:
         formula.refuse(
@@ -99,7 +107,7 @@ def rule(
         if numbers is not None or "step" in formula.open:
             formula.refuse("counted=False", "the formula or its numbers make use of the step")
         further["_numbers"] = ()
-    return _made(recipe, formula.module, formula.qualname, formula.doc, further)
+    return _made(recipe, formula.module, formula.qualname, formula.doc, further, base)
 
 
 def chain(*transforms: Transform, name: str, shared: Iterable[str] = ()) -> type[RuleOptimizer]:
@@ -146,6 +154,7 @@ def _made(
     qualname: str,
     doc: str | None,
     further: dict[str, Any] | None = None,
+    base: type[RuleOptimizer] = RuleOptimizer,
 ) -> type[RuleOptimizer]:
     """The class for a recipe, as it is known in a module."""
     needs = [set(written.states) for written in recipe.written.values()]
@@ -158,15 +167,15 @@ def _made(
         "__signature__": _signature(recipe, positional, flags),
         "_recipe": recipe,
         "_positional": positional,
-        "_hypers": {**recipe.hypers, "maximize": _MAXIMIZE},
+        "_hypers": {**recipe.hypers, "maximize": _MAXIMIZE, **base._hypers},
         "_flags": flags,
         "_always": tuple(name for name in recipe.states if name in needed),
-        "_sometimes": tuple(name for name in recipe.states if name in ever - needed),
+        "_sometimes": (*(n for n in recipe.states if n in ever - needed), *base._sometimes),
         "_numbers": ("step", *recipe.carried),
         **(further or {}),
     }
     body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)
-    return type(recipe.name, (RuleOptimizer,), body)
+    return type(recipe.name, (base,), body)
 
 
 _MAXIMIZE = hyper.flag(False, "go up the gradient instead of down")

@@ -15,7 +15,7 @@ from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
 from . import ema, members, options, spelling, torch_flags
-from .gradient_optimizer import GradientOptimizer
+from .gradient_optimizer import Ending, GradientOptimizer
 from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
 
@@ -116,11 +116,16 @@ class RuleOptimizer(GradientOptimizer):
         max_norm: float | None,
         clip_value: float | None,
         inverse_scale: float | None,
+        ending: Ending | None = None,
+        factor: float = 1.0,
     ) -> None:
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         step = self._planned(given, clip_value is not None)
         for plan in step.plans:
             plan.set_scalars(clip_value)
+        if factor != 1:
+            for bucket in (bucket for plan in step.plans for bucket in plan.buckets):
+                bucket.launch.multiply_gradients(factor)
         if max_norm is not None or inverse_scale is not None:
             launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
             self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
@@ -132,7 +137,7 @@ class RuleOptimizer(GradientOptimizer):
         for plan in step.indirect:
             plan.gather()
         # Here it happens, as one instruction of the interpreter.
-        commit(step.actions())
+        (ending or commit)(step.actions())
         self._step_count += 1
         for plan in step.indirect:
             plan.release()

@@ -76,7 +76,7 @@ def of(rule: type[RuleOptimizer]) -> Any:
         takes a closure and `max_norm`.
 
     Raises:
-        TypeError: it is no such class, or one that takes sparse gradients only.
+        TypeError: it is no such class, or one that takes sparse gradients only or has methods besides.
 
     Example:
         >>> import torch, genesis, genesis.torch
@@ -100,6 +100,12 @@ def of(rule: type[RuleOptimizer]) -> Any:
     if not rule._takes_dense:
         raise TypeError(
             f"{rule.__name__} takes sparse gradients only, which no kernel reaches here"
+        )
+    base = rule.__mro__[1]
+    if base is not RuleOptimizer:
+        raise TypeError(
+            f"{rule.__name__} has methods beside its rule, those of {base.__name__}, without "
+            "which the rule must not be used and which work on arrays of NumPy, not on tensors"
         )
     name = rule.__name__
     torchs = getattr(optimizers, name, None)
