@@ -667,8 +667,9 @@ def test_load_state_dict_refuses_what_does_not_fit(edit, said):
 
 
 def test_load_state_dict_refuses_another_optimizers_state():
+    """Of those that torch has: beyond them several keep the same under the same names, as Adam does."""
     params = parameters((3, 4))
-    saved = [case.make(params) for case in ONE_EACH]
+    saved = [case.make(params) for case in ONE_EACH if case.peer == "torch"]
     for opt in saved:
         run(opt, params)
     for opt in saved:
