@@ -510,10 +510,17 @@ def test_the_packages_own_optimizers_give_their_references_bits(case, rng):
         )
         stepped(opt, p, [gradient])
         carried = {name: opt.state[p][name] for name in carried}
-        assert_bits(p.numpy(), values[0])
+        written = recipe.written_for(opt.param_groups[0])
+        # What follows from sums, kernels compute in float64.
+        same = assert_bits if written.sums is None else assert_near
+        same(p.numpy(), values[0])
         kept = dict(zip(recipe.states, values[1:]))
-        for state in recipe.written_for(opt.param_groups[0]).states:
-            assert_bits(opt.state[p][state], kept[state])
+        for state in written.states:
+            same(opt.state[p][state], kept[state])
+
+
+def assert_near(array, other):
+    np.testing.assert_allclose(array, other, rtol=1e-6, atol=1e-7)
 
 
 def test_the_stub_for_type_checkers_is_what_the_classes_say():

@@ -62,7 +62,8 @@ def rule(
 
     Returns:
         A subclass of `genesis.optim.Optimizer` with the function's name. `reference` of it evaluates
-        the formula on NumPy scalars, bit for bit as a CPU's kernel does.
+        the formula on NumPy scalars, bit for bit as a CPU's kernel does; what follows from sums over a
+        tensor agrees to rounding.
 
     Raises:
         RuleError: the function is no such formula; says in which file and line, and why.

@@ -337,8 +337,9 @@ class RuleOptimizer(GradientOptimizer):
     ) -> tuple[Any, ...]:
         """One update of one element by the formula itself, with the arithmetic of the kernels.
 
-        What a CPU's kernel gives agrees with it bit for bit. Arrays are gone through element by
-        element, in Python: this is for tests.
+        What a CPU's kernel gives agrees with it bit for bit; what follows from sums over a tensor, which
+        kernels compute in float64, agrees to rounding. Arrays are gone through element by element, in
+        Python: this is for tests.
 
         Args:
             param, grad: the element of the parameter and of the gradient; float64 if the first is
