@@ -175,6 +175,12 @@ def _bars() -> list[Bar]:
     rows = _ratio("sparse/1Mx64", "genesis", ours="genesis, 100,000 rows")
     found.append(Bar(5, claim, rows, 1.5, False))
 
+    what = "beside torch's"
+    at_least(14, f"Adafactor, two matrices: {what}", _ratio("matrices/Adafactor", "torch"), 3.0)
+    muon = _ratio("matrices/Muon", "torch, iterating in float32")
+    at_least(14, f"Muon, two matrices: {what}, both iterating in float32", muon, 1.0)
+    at_least(14, f"LBFGS, 100,000 numbers: {what}", _ratio("lbfgs/100000", "torch"), 1.3)
+
     train, what = "train/mlp", "64-128-64-10 network, an iteration: beside"
     claim = f"{what} torch eager's fastest path"
     at_least(12, claim, _ratio(train, "torch eager", "torch eager, fused"), 4.0)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import peers
@@ -587,6 +588,99 @@ def _sparse() -> Workload:
     return Workload("sparse/1Mx64", title, names, build, memory=4 << 30)
 
 
+# ---- optimizers that see whole tensors ----
+
+MATRICES = ((768, 768), (768, 3072))
+IN_FLOAT32 = "torch, iterating in float32"
+
+
+def _newton_schulz(grad: Any, coefficients: Sequence[float], steps: int, eps: float) -> Any:
+    """What torch's Muon does in bfloat16, in the gradient's own type."""
+    a, b, c = coefficients
+    found = grad.T if grad.size(0) > grad.size(1) else grad
+    found = found / found.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = found @ found.T
+        found = found.addmm(gram.addmm(gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.T if grad.size(0) > grad.size(1) else found
+
+
+def _matrices(name: str) -> Workload:
+    names = ("genesis", "torch", *([IN_FLOAT32] if name == "Muon" else []))
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        trainer = Genesis(Case(name, {}), MATRICES)
+        contest.contenders["genesis"] = trainer.step
+        try:
+            torch = peers.module("torch")
+        except Missing as missing:
+            contest.missing.update(dict.fromkeys(names[1:], str(missing)))
+            return contest
+        params = [torch.ones(shape, requires_grad=True) for shape in MATRICES]
+        for param, grad in zip(params, peers.gradients(MATRICES)):
+            param.grad = torch.from_numpy(grad)
+        optimizer = getattr(torch.optim, name)(params)
+        contest.contenders["torch"] = optimizer.step
+
+        def in_float32() -> None:
+            with mock.patch.object(
+                sys.modules["torch.optim._muon"], "_zeropower_via_newtonschulz", _newton_schulz
+            ):
+                optimizer.step()
+
+        if name == "Muon":
+            contest.contenders[IN_FLOAT32] = in_float32
+        for call in contest.contenders.values():
+            call()
+        return contest
+
+    title = f"{name}: matrices of 768 x 768 and 768 x 3072"
+    return Workload(f"matrices/{name}", title, names, build, seconds=20.0)
+
+
+def _lbfgs() -> Workload:
+    size, settings = 100_000, {"max_iter": 100, "tolerance_grad": 0, "tolerance_change": 0}
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        curvature = np.logspace(0, 4, size).astype(np.float32)
+        param = genesis.Parameter(np.ones(size, np.float32))
+
+        def ours() -> None:
+            def closure() -> float:
+                param.grad = curvature * param.data
+                return float(param.data @ param.grad) / 2
+
+            param.data.fill(1)
+            genesis.optim.LBFGS([param], **settings).step(closure)
+
+        contest.contenders["genesis"] = ours
+        try:
+            torch = peers.module("torch")
+        except Missing as missing:
+            contest.missing["torch"] = str(missing)
+            return contest
+        tensor = torch.ones(size, requires_grad=True)
+        factor = torch.from_numpy(curvature)
+
+        def theirs() -> None:
+            def closure() -> Any:
+                with torch.no_grad():
+                    tensor.grad = factor * tensor
+                    return tensor.dot(tensor.grad) / 2
+
+            with torch.no_grad():
+                tensor.fill_(1)
+            torch.optim.LBFGS([tensor], **settings).step(closure)
+
+        contest.contenders["torch"] = theirs
+        return contest
+
+    title = "LBFGS: 100 iterations on a quadratic of 100,000 numbers"
+    return Workload("lbfgs/100000", title, ("genesis", "torch"), build, seconds=20.0)
+
+
 # ---- beside a busy core ----
 
 
@@ -788,7 +882,7 @@ def _checkpoint(direction: str) -> Workload:
 def _all() -> dict[str, Workload]:
     found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
     found += _under_torch()
-    found += [_bfloat16(), _sparse()]
+    found += [_bfloat16(), _sparse(), _matrices("Adafactor"), _matrices("Muon"), _lbfgs()]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
     found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
     by_name: dict[str, Workload] = {}

@@ -9,7 +9,8 @@ import pytest
 import genesis
 from genesis import buffers
 from genesis.buffers import BFLOAT16
-from genesis.optim import Adafactor, adafactor
+from genesis.kernels import threads
+from genesis.optim import Adafactor
 
 SHAPES = [(10, 5), (10,), (), (3, 4, 2), (2, 3, 4, 5), (1, 7), (0,), (3, 0)]
 VARIANTS = [
@@ -57,9 +58,21 @@ def gradients(rng, step):
         yield None if (step + i) % 7 == 3 else grad * (0.0 if (step + i) % 5 == 0 else 1.0)
 
 
+@pytest.fixture
+def tiles(monkeypatch):
+    """A function that sets the size of tiles, their least rows and most columns."""
+    from genesis.kernels import factored
+
+    def set_tiles(size, rows, columns):
+        for name, value in (("TILE", size), ("TILE_ROWS", rows), ("TILE_COLUMNS", columns)):
+            monkeypatch.setattr(factored, name, value)
+
+    return set_tiles
+
+
 @each_variant
-def test_float64_follows_the_reference(hyper, rng, monkeypatch):
-    monkeypatch.setattr(adafactor, "BLOCK", 7)  # many blocks even here
+def test_float64_follows_the_reference(hyper, rng, tiles):
+    tiles(7, 2, 3)  # many tiles even here
     params = [genesis.Parameter(np.asarray(rng.standard_normal(shape))) for shape in SHAPES]
     opt = Adafactor(params, **hyper)
     expected = [p.data.copy() for p in params]
@@ -147,9 +160,11 @@ def test_narrow_types_are_rounded_once(dtype, grad_dtype, rng):
 
 
 @pytest.mark.parametrize("order", ["strided", "F", "reversed"])
-@pytest.mark.parametrize("block", [5, 64, 16384])
-def test_any_memory_layout_and_block(order, block, rng, monkeypatch):
-    monkeypatch.setattr(adafactor, "BLOCK", block)
+@pytest.mark.parametrize(
+    "size", [(5, 2, 2), (64, 1, 4), (70, 64, 8192), (65536, 64, 8192)], ids=str
+)
+def test_any_memory_layout_and_tiles(order, size, rng, tiles):
+    tiles(*size)
     shape = (3, 4, 5, 6)
     base = rng.standard_normal(shape)
     arrays = {
@@ -346,3 +361,70 @@ def test_refuses_device_parameters_and_says_what_to_do():
     p._view = elsewhere
     with pytest.raises(ValueError, match=r'move them with optimizer.to\("cpu"\)'):
         opt.step()
+
+
+def stepped(shapes, dtype, rng, apart=False):
+    """What parameters and state are after three steps of one optimizer, or of one for each."""
+    params = [genesis.Parameter(np.asarray(rng.standard_normal(s), dtype)) for s in shapes]
+    gradients = [[np.asarray(rng.standard_normal(s), dtype) for s in shapes] for _ in range(3)]
+    optimizers = [Adafactor([p], lr=0.1) for p in params] if apart else [Adafactor(params, lr=0.1)]
+    for some in gradients:
+        for p, grad in zip(params, some):
+            p.grad = grad
+        for opt in optimizers:
+            opt.step()
+    state = {p: entries for opt in optimizers for p, entries in opt.state.items()}
+    names = ("row_var", "col_var", "variance")
+    return [
+        array.tobytes()
+        for p in params
+        for array in (p.data, *(state[p][name] for name in names if name in state[p]))
+    ]
+
+
+def test_threads_and_company_change_no_bit(tiles, monkeypatch, num_threads):
+    monkeypatch.setattr(threads, "MINIMUM_BYTES", 1)
+    tiles(100, 3, 11)
+    shapes = [(40, 30), (57,), (7, 8, 9), (1, 100), (100, 1)]
+    found = []
+    for number in (1, 4, 4, 4):
+        num_threads(number)
+        found.append(stepped(shapes, np.float32, np.random.default_rng(1), apart=len(found) == 2))
+    assert found.count(found[0]) == len(found)
+
+
+def test_clip_value_and_state_of_another_type(rng):
+    before, grad = rng.standard_normal((2, 5, 4)).astype(np.float32)
+    params = [genesis.Parameter(before.copy()) for _ in range(3)]
+    for p, given in zip(params, (2 * grad, np.clip(2 * grad, -0.5, 0.5), 2 * grad)):
+        p.grad = given
+    optimizers = [Adafactor([p], lr=0.1) for p in params]
+    optimizers[0].step(clip_value=0.5)
+    optimizers[1].step()
+    np.testing.assert_array_equal(params[0].data, params[1].data)
+    assert not np.array_equal(
+        params[0].data, optimizers[2].step().param_groups[0]["params"][0].data
+    )
+    state = optimizers[0].state[params[0]]
+    for name in ("row_var", "col_var"):
+        state[name] = state[name].astype(np.float64)
+    for p, opt in zip(params[:2], optimizers):
+        p.grad = grad
+        opt.step()
+    np.testing.assert_array_equal(params[0].data, params[1].data)
+    for name in ("row_var", "col_var"):
+        np.testing.assert_array_equal(state[name], optimizers[1].state[params[1]][name])
+        assert state[name].dtype == np.float64
+
+
+def test_parameters_are_not_copied():
+    import tracemalloc
+
+    p = genesis.Parameter(np.ones((1000, 1000), np.float32))
+    p.grad = np.ones((1000, 1000), np.float32)
+    opt = Adafactor([p]).step()
+    tracemalloc.start()
+    opt.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < p.data.nbytes / 10

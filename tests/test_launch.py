@@ -248,3 +248,13 @@ def test_import_brings_in_neither_numba_nor_anything_for_tests_or_plots():
 def test_everything_promised_is_exported():
     for name in genesis.__all__:
         assert hasattr(genesis, name)
+
+
+def test_a_helper_that_cannot_be_started_is_not_waited_for(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads._thread, "start_new_thread", fail)
+    assert threads._Team().ready(2) == 0
+    monkeypatch.setattr(threads._thread, "start_new_thread", lambda *_: 0)  # it never begins
+    assert threads._Team().ready(2) == 0

@@ -330,3 +330,21 @@ def test_refuses_a_sparse_gradient():
     with pytest.raises(TypeError, match="does not support sparse gradients"):
         opt.step(closure)
     np.testing.assert_array_equal(p.data, np.ones((3, 2)))
+
+
+@on_cpu_only
+def test_threads_change_no_bit_and_sums_are_those_of_numpy(small_chunks, num_threads, rng):
+    start, other, another = rng.standard_normal((3, 200)).astype(np.float32)
+    found = []
+    for number in (1, 4, 4):
+        num_threads(number)
+        vector = start.copy()
+        working = genesis.kernels.working(vector)
+        sums = working.times(another), working.add_and_multiply(-0.3, other, another)
+        working.add(0.7, another)
+        found.append((*sums, vector.tobytes()))
+    assert found.count(found[0]) == 3
+    wide = start.astype(float), other.astype(float), another.astype(float)
+    moved = wide[0] - 0.3 * wide[1]
+    np.testing.assert_allclose(found[0][:2], [wide[0] @ wide[2], moved @ wide[2]], rtol=1e-5)
+    np.testing.assert_allclose(vector, moved + 0.7 * wide[2], rtol=1e-5, atol=1e-6)

@@ -17,9 +17,9 @@ from .norms import clip, norm, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch", "MAY_OVERLAP", "MOVED",
-    "cells", "clip", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "norm",
-    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "staying",
-    "watch",
+    "cells", "clip", "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list",
+    "norm", "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset",
+    "staying", "watch", "working",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -87,3 +87,14 @@ def kept_entries(*arguments: Any) -> Any:
 def gatherer(*arguments: Any) -> Any:
     """Where some items of lists go, see `containers.Gatherer`."""
     return import_module(".containers", __name__).Gatherer(*arguments)
+
+
+def factored_updates(updates: Sequence[dict[str, Any]]) -> Any:
+    """The calls that make Adafactor's updates, see `factored.updating` and `factored.Update`."""
+    module = import_module(".factored", __name__)
+    return module.updating([module.Update(**update) for update in updates])
+
+
+def working(vector: np.ndarray) -> Any:
+    """A vector that others are added to and multiplied by, see `vectors.Working`."""
+    return import_module(".vectors", __name__).Working(vector)

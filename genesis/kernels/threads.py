@@ -9,6 +9,7 @@ the kernel, where no signal handler can make it leave.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import queue
@@ -71,25 +72,22 @@ class _Team:
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._starting = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self._started = 0
+        self._begun: list[int] = []
 
     def ready(self, helpers: int) -> int:
-        """How many of that many helpers there are, after those that lack have been started."""
-        alive = sum(thread.is_alive() for thread in self._threads)
-        if alive < helpers:
-            with self._starting:
-                self._threads = [thread for thread in self._threads if thread.is_alive()]
-                alive = len(self._threads)
-                # Where no thread can be had, the caller does the work.
-                with contextlib.suppress(RuntimeError, MemoryError):
-                    while alive < helpers:
-                        thread = threading.Thread(target=self._work, name="genesis", daemon=True)
-                        thread.start()
-                        self._threads.append(thread)
-                        alive += 1
-        return min(alive, helpers)
+        """How many of that many helpers there are; those that lack are started, for later launches."""
+        if self._started < helpers:
+            with self._starting, contextlib.suppress(RuntimeError, MemoryError):
+                # Where no thread can be had, the caller does the work. `threading.Thread` would wait,
+                # for ever, for one that finds no memory to begin with.
+                while self._started < helpers:
+                    _thread.start_new_thread(self._work, ())
+                    self._started += 1
+        return min(len(self._begun), helpers)
 
     def _work(self) -> None:
+        self._begun.append(threading.get_native_id())
         while True:
             self.jobs.get()()
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 
-from .. import hyper
+from .. import hyper, kernels
 from ..parameter import Parameter
 from . import spelling, torch_flags
-from .per_tensor import PerTensor, arithmetic, lerp
-
-BLOCK = 16384
-"""Elements that are worked on at a time, so that what lies between passes stays in the cache."""
+from .per_tensor import PerTensor, Work
 
 
 class Adafactor(PerTensor):
@@ -37,8 +35,9 @@ class Adafactor(PerTensor):
     RMS is over the whole tensor. A parameter with fewer than two axes keeps the average :math:`V` of
     :math:`G^2` itself.
 
-    While a step lasts it takes memory for one more copy of all parameters that it updates: they are
-    written together at its end, so that a step which fails or is interrupted has changed nothing.
+    A step reads gradients three times and parameters twice, and writes all parameters together at its
+    end, so that one which fails or is interrupted has changed nothing. While it lasts it takes memory
+    for sums over rows and columns, and for a copy of what does not lie flat in C order.
 
     Args:
         params: a tree of arrays, or an iterable of `Parameter`s, of `(name, Parameter)` pairs, or of
@@ -133,134 +132,28 @@ class Adafactor(PerTensor):
             )
         return loaded
 
-    def _update(
-        self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
-        state: dict[str, Any],
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
-        step = state["step"]
-        number = arithmetic(parameter.dtype)
-        eps1, eps2 = group["eps"]
-        if eps1 is None:
-            eps1 = float(ml_dtypes.finfo(parameter.dtype).eps)
-        tensor = _Blocks(parameter, gradient, scale, number)
-        weight = step ** group["beta2_decay"]
-        relative = min(group["lr"], 1 / math.sqrt(step))
-        length = max(eps2, tensor.root_mean_square()) * relative
-
-        if parameter.ndim > 1:
-            row_mean, column_mean = tensor.means_of_squares()
-            row = lerp(state["row_var"].astype(number).reshape(row_mean.shape), row_mean, weight)
-            column = lerp(
-                state["col_var"].astype(number).reshape(column_mean.shape), column_mean, weight
+    def _updates(self, work: list[Work], factor: float, clip_value: float | None) -> list[partial]:
+        updates = []
+        for each in work:
+            group, parameter = each.group, each.parameter._view.view(np.ndarray)
+            state = (each.state[name].view(np.ndarray) for name in self._names(each.parameter))
+            step = each.state["step"]
+            eps1, eps2 = group["eps"]
+            if eps1 is None:
+                eps1 = float(ml_dtypes.finfo(parameter.dtype).eps)
+            updates.append(
+                {
+                    "gradient": each.gradient.view(np.ndarray),
+                    "parameter": parameter,
+                    "state": tuple(state),
+                    "scale": -factor if group["maximize"] else factor,
+                    "limit": math.inf if clip_value is None else clip_value,
+                    "weight": step ** group["beta2_decay"],
+                    "relative": min(group["lr"], 1 / math.sqrt(step)),
+                    "epsilon_1": eps1,
+                    "epsilon_2": eps2,
+                    "threshold": group["d"],
+                    "kept": 1 - group["lr"] * group["weight_decay"],
+                }
             )
-            mean = np.maximum(row.mean(axis=-2, keepdims=True), number.type(eps1))
-            averages = {
-                "row_var": row.reshape(state["row_var"].shape),
-                "col_var": column.reshape(state["col_var"].shape),
-            }
-            estimate: Any = _Factored(row, column, mean)
-        else:
-            grad = np.multiply(gradient, scale, dtype=number)
-            variance = lerp(state["variance"].astype(number), grad * grad, weight)
-            averages = {"variance": variance}
-            estimate = variance.reshape(1, 1, -1)
-        # The square of eps1, since the root is taken afterwards.
-        least = number.type(eps1 * eps1)
-        size = tensor.root_mean_square_of_update(estimate, least)
-        kept = 1 - group["lr"] * group["weight_decay"]
-        return tensor.moved(estimate, least, -length / max(1.0, size / group["d"]), kept), averages
-
-
-class _Factored:
-    """The array `row * column / mean`, made block by block."""
-
-    def __init__(self, row: np.ndarray, column: np.ndarray, mean: np.ndarray):
-        self._row, self._column, self._mean = row, column, mean
-
-    def __getitem__(self, block: tuple[slice, slice, slice]) -> np.ndarray:
-        batch, rows, columns = block
-        found = self._row[batch, rows] * self._column[batch, :, columns]
-        found /= self._mean[batch]
-        return found
-
-
-class _Blocks:
-    """A parameter and its gradient as stacks of matrices, worked through block by block.
-
-    Blocks have a fixed size, so sums over them are always taken in the same order.
-    """
-
-    def __init__(self, parameter: np.ndarray, gradient: np.ndarray, scale: float, number: np.dtype):
-        self._original_shape = parameter.shape
-        self._shape = (math.prod(parameter.shape[:-2]), *((1, 1) + parameter.shape)[-2:])
-        self._parameter = parameter.reshape(self._shape)
-        self._gradient = gradient.reshape(self._shape)
-        self._scale = number.type(scale)
-        self._number = number
-
-    def _blocks(self) -> Iterator[tuple[slice, slice, slice]]:
-        batch, rows, columns = self._shape
-        wide = min(columns, BLOCK)
-        high = min(rows, max(1, BLOCK // wide))
-        deep = max(1, BLOCK // (wide * high))
-        for i in range(0, batch, deep):
-            for j in range(0, rows, high):
-                for k in range(0, columns, wide):
-                    yield slice(i, i + deep), slice(j, j + high), slice(k, k + wide)
-
-    def _grad(self, block: tuple[slice, slice, slice]) -> np.ndarray:
-        return np.multiply(self._gradient[block], self._scale, dtype=self._number)
-
-    def root_mean_square(self) -> float:
-        """Of the parameter."""
-        total = 0.0
-        for block in self._blocks():
-            values = self._parameter[block].astype(self._number, copy=False)
-            total += float((values * values).sum())
-        return math.sqrt(total / self._parameter.size)
-
-    def means_of_squares(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the gradient, over each row and over each column."""
-        batch, rows, columns = self._shape
-        row = np.zeros((batch, rows, 1), self._number)
-        column = np.zeros((batch, 1, columns), self._number)
-        for block in self._blocks():
-            i, j, k = block
-            squares = self._grad(block)
-            squares *= squares
-            row[i, j] += squares.sum(axis=-1, keepdims=True)
-            column[i, :, k] += squares.sum(axis=-2, keepdims=True)
-        row /= columns
-        column /= rows
-        return row, column
-
-    def _update(
-        self, estimate: Any, least: np.floating, block: tuple[slice, slice, slice]
-    ) -> np.ndarray:
-        denominator = np.maximum(estimate[block], least)
-        np.sqrt(denominator, out=denominator)
-        update = self._grad(block)
-        update /= denominator
-        return update
-
-    def root_mean_square_of_update(self, estimate: Any, least: np.floating) -> float:
-        """Of the gradient over the root of the estimate of its square, which is at least `least`."""
-        total = 0.0
-        for block in self._blocks():
-            update = self._update(estimate, least, block)
-            update *= update
-            total += float(update.sum())
-        return math.sqrt(total / self._parameter.size)
-
-    def moved(self, estimate: Any, least: np.floating, length: float, kept: float) -> np.ndarray:
-        """The parameter, shrunk to `kept` of itself, plus the update times `length`."""
-        moved = np.empty_like(self._parameter)
-        for block in self._blocks():
-            update = self._update(estimate, least, block)
-            update *= self._number.type(length)
-            values = self._parameter[block].astype(self._number)
-            if kept != 1:
-                values *= self._number.type(kept)
-            values += update
-            moved[block] = values
-        return moved.reshape(self._original_shape)
+        return kernels.factored_updates(updates)

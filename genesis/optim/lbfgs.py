@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ..kernels import rules
 from ..parameter import Parameter
 from . import arrays, hooks, members, spelling
 from .gradients import Views, of_closure
+from .line_search import Point, strong_wolfe
 from .optimizer import Optimizer
 
 Vector = np.ndarray
@@ -344,15 +344,28 @@ class _History:
     def newton_direction(self, gradient: Vector) -> Vector:
         """Minus the estimated inverse Hessian times the gradient, by the two-loop recursion."""
         direction = -gradient
-        add = _Adder(direction)
-        weights = []
-        pairs = list(zip(self.gradient_changes, self.moves, self.curvatures))
-        for change, move, curvature in reversed(pairs):
-            weights.append(float(np.dot(move, direction)) * curvature)
-            add(-weights[-1], change)
+        vector = kernels.working(direction)
+        count = len(self.moves)
+        # Each pass adds what is known and multiplies by the vector from which the next factor follows.
+        weights = [0.0] * count
+        product = vector.times(self.moves[-1]) if count else 0.0
+        for i in reversed(range(count)):
+            weights[i] = product * self.curvatures[i]
+            if i:
+                change, before = self.gradient_changes[i], self.moves[i - 1]
+                product = vector.add_and_multiply(-weights[i], change, before)
+            else:
+                vector.add(-weights[i], self.gradient_changes[i])
         direction *= direction.dtype.type(self.scale)
-        for change, move, curvature in pairs:
-            add(weights.pop() - float(np.dot(change, direction)) * curvature, move)
+        product = vector.times(self.gradient_changes[0]) if count else 0.0
+        for i in range(count):
+            weight = weights[i] - product * self.curvatures[i]
+            if i + 1 < count:
+                product = vector.add_and_multiply(
+                    weight, self.moves[i], self.gradient_changes[i + 1]
+                )
+            else:
+                vector.add(weight, self.moves[i])
         return direction
 
 
@@ -526,6 +539,24 @@ def _largest(vector: Vector) -> float:
     return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
 
 
+class _Line:
+    """The points that are reached from one point in one direction."""
+
+    def __init__(self, problem: _Problem, start: Vector, direction: Vector):
+        self._problem = problem
+        self._start = start
+        self.direction = direction
+        self.size = _largest(direction)
+
+    def at(self, length: float) -> Point:
+        """Move the parameters there and evaluate."""
+        point = self._start.copy()
+        _Adder(point)(length, self.direction)
+        self._problem.move_to(point)
+        loss, gradient = self._problem.evaluate()
+        return Point(length, loss, gradient, float(np.dot(gradient, self.direction)))
+
+
 def _iterate(
     problem: _Problem, point: Vector, history: _History, group: dict[str, Any]
 ) -> tuple[Any, str]:
@@ -545,7 +576,8 @@ def _iterate(
             length = min(1.0, 1.0 / float(np.abs(gradient).sum())) * lr
         else:
             history.take(gradient, group["history_size"])
-            direction = history.newton_direction(gradient)
+            with np.errstate(over="ignore"):
+                direction = history.newton_direction(gradient)
             length = lr
         history.direction, history.length = direction, length
         history.gradient, history.loss = gradient, loss
@@ -555,10 +587,10 @@ def _iterate(
 
         add = _Adder(point)
         if group["line_search_fn"] is not None:
-            here = _Point(0.0, loss, gradient, slope)
+            here = Point(0.0, loss, gradient, slope)
             calls_left = group["max_eval"] - problem.calls
             line = _Line(problem, point, direction)
-            found = _strong_wolfe(line, here, length, tolerance_change, calls_left)
+            found = strong_wolfe(line, here, length, tolerance_change, calls_left)
             history.length = length = found.length
             loss, gradient = found.loss, found.gradient
             add(length, direction)
@@ -580,123 +612,3 @@ def _iterate(
         if problem.calls >= group["max_eval"]:
             return first_loss, "max_eval"
     return first_loss, "max_iter"
-
-
-# ---- the line search ----
-
-
-class _Point(NamedTuple):
-    """A point on a line: its distance from the start, and what is known there."""
-
-    length: float
-    loss: float
-    gradient: Vector
-    slope: float
-
-
-class _Line:
-    """The points that are reached from one point in one direction."""
-
-    def __init__(self, problem: _Problem, start: Vector, direction: Vector):
-        self._problem = problem
-        self._start = start
-        self.direction = direction
-
-    def at(self, length: float) -> _Point:
-        """Move the parameters there and evaluate."""
-        point = self._start.copy()
-        _Adder(point)(length, self.direction)
-        self._problem.move_to(point)
-        loss, gradient = self._problem.evaluate()
-        return _Point(length, loss, gradient, float(np.dot(gradient, self.direction)))
-
-
-_SUFFICIENT = 1e-4
-"""The decrease that is asked for, as a part of what the slope at the start promises."""
-
-_FLAT = 0.9
-"""How flat it must be where the search ends, as a part of the slope at the start."""
-
-
-def _strong_wolfe(
-    line: _Line, start: _Point, length: float, tolerance_change: float, most: int
-) -> _Point:
-    """A point on the line that satisfies the strong Wolfe conditions, or the best one found.
-
-    Args:
-        line: the line; its direction goes down at the start.
-        start: where it starts.
-        length: the first distance to try.
-        tolerance_change: no smaller interval is searched.
-        most: the number of trials after the first.
-    """
-
-    def too_high(point: _Point) -> bool:
-        return point.loss > start.loss + _SUFFICIENT * point.length * start.slope
-
-    def flat(point: _Point) -> bool:
-        return abs(point.slope) <= -_FLAT * start.slope
-
-    # Go further until an interval is found that must contain a good point.
-    before, now = start, line.at(length)
-    trials = 0
-    while True:
-        if trials >= most:
-            return now if now.loss < start.loss else start
-        if too_high(now) or (trials > 1 and now.loss >= before.loss):
-            break
-        if flat(now):
-            return now
-        if now.slope >= 0:
-            break
-        nearest = now.length + 0.01 * (now.length - before.length)
-        length = _between(before, now, nearest, 10 * now.length)
-        before, now = now, line.at(length)
-        trials += 1
-
-    # Make it smaller around its lower end.
-    ends = [before, now]
-    low = 0 if before.loss <= now.loss else 1
-    size = _largest(line.direction)
-    close_before = False
-    while trials < most:
-        left, right = sorted(end.length for end in ends)
-        if (right - left) * size < tolerance_change:
-            break
-        length = _between(ends[0], ends[1], left, right)
-        # Twice close to an end, or outside: go a tenth of the way in from the nearer one.
-        margin = 0.1 * (right - left)
-        close = min(right - length, length - left) < margin
-        if close and (close_before or length >= right or length <= left):
-            length = right - margin if right - length < length - left else left + margin
-            close = False
-        close_before = close
-
-        now = line.at(length)
-        trials += 1
-        if too_high(now) or now.loss >= ends[low].loss:
-            ends[1 - low] = now
-            low = 0 if ends[0].loss <= ends[1].loss else 1
-        elif flat(now):
-            return now
-        else:
-            if now.slope * (ends[1 - low].length - ends[low].length) >= 0:
-                ends[1 - low] = ends[low]
-            ends[low] = now
-    return ends[low]
-
-
-def _between(a: _Point, b: _Point, lowest: float, highest: float) -> float:
-    """Where the cubic through two points has its minimum, within bounds; their middle if nowhere."""
-    left, right = (a, b) if a.length <= b.length else (b, a)
-    width = right.length - left.length
-    if width > 0:
-        bend = left.slope + right.slope - 3 * (right.loss - left.loss) / width
-        square = bend * bend - left.slope * right.slope
-        if square >= 0:
-            root = math.sqrt(square)
-            spread = right.slope - left.slope + 2 * root
-            if spread != 0:
-                found = right.length - width * (right.slope + root - bend) / spread
-                return min(max(found, lowest), highest)
-    return (lowest + highest) / 2

@@ -151,16 +151,19 @@ def orthogonalized(
     """A new matrix with the singular vectors of `matrix` and singular values near 1."""
     a, b, c = map(matrix.dtype.type, coefficients)
     is_tall = matrix.shape[0] > matrix.shape[1]
-    found = np.ascontiguousarray(matrix.T if is_tall else matrix)
-    found = found / found.dtype.type(max(float(np.linalg.norm(found)), eps))
+    found = np.array(matrix.T if is_tall else matrix, order="C")
+    found /= found.dtype.type(max(float(np.linalg.norm(found)), eps))
+    following = np.empty_like(found)
+    gram, polynomial = np.empty((2, len(found), len(found)), found.dtype)
     for _ in range(steps):
-        gram = found @ found.T  # NumPy sees the symmetry, and does half of the work
-        polynomial = gram @ gram.T
+        # NumPy sees the symmetry of both products, and does half of the work.
+        np.matmul(found, found.T, out=gram)
+        np.matmul(gram, gram.T, out=polynomial)
         polynomial *= c
         gram *= b
         polynomial += gram
-        following = polynomial @ found
-        found *= a
-        following += found
-        found = following
+        # `a X + P X` as one product: P has the room for it.
+        polynomial.ravel()[:: len(found) + 1] += a
+        np.matmul(polynomial, found, out=following)
+        found, following = following, found
     return found.T.copy() if is_tall else found

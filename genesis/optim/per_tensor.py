@@ -26,7 +26,8 @@ class PerTensor(GradientOptimizer):
     A step is complete or has not begun: all that can be wrong with arrays and numbers is found first,
     then what parameters and state are to hold is computed into new arrays, for all tensors of all
     groups, and the last thing to happen is that all of it is written at once. This costs the memory
-    of one more copy of parameters and state while a step lasts.
+    of one more copy of parameters and state while a step lasts; a subclass whose kernels can do
+    without defines `_updates` instead of `_update`.
     """
 
     def _names(self, parameter: Parameter) -> tuple[str, ...]:
@@ -75,13 +76,11 @@ class PerTensor(GradientOptimizer):
                 return
             if max_norm is not None:
                 factor *= reductions.clip_factor(max_norm, norm)
-        writes: list[partial] = []
         for each in work:
             for name in each.counted:
                 each.state[name] += 1
-            if each.parameter.size:
-                writes += self._writes(each, factor, clip_value)
             each.parameter.changed()
+        writes = self._updates([each for each in work if each.parameter.size], factor, clip_value)
         actions = [
             self.state.updating({each.parameter: each.state for each in work}),
             *writes,
@@ -89,9 +88,9 @@ class PerTensor(GradientOptimizer):
         ]
         prepared(actions)() if ending is None else ending(actions)
 
-    def _work(self, given: list[Views] | None) -> list[_Work]:
+    def _work(self, given: list[Views] | None) -> list[Work]:
         """What there is to do for the parameters that have gradients, every array verified."""
-        work: list[_Work] = []
+        work: list[Work] = []
         written: list[arrays.Used] = []
         others: list[arrays.Used] = []
         everyone: list[tuple[dict[str, Any], Parameter, Any, str | None]] = []
@@ -125,7 +124,7 @@ class PerTensor(GradientOptimizer):
                 counted = self._numbers or (("step",) if scheduled else ())
                 self._complete(parameter, state, counted)
                 settings = hyper.at(self._hypers, group, scheduled, state.get("step", 0))
-                work.append(_Work(settings, parameter, gradient, state, counted))
+                work.append(Work(settings, parameter, gradient, state, counted))
         arrays.usable(written, others)
         return work
 
@@ -139,7 +138,17 @@ class PerTensor(GradientOptimizer):
             if name not in state:
                 state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
 
-    def _writes(self, work: _Work, factor: float, clip_value: float | None) -> list[partial]:
+    def _updates(self, work: list[Work], factor: float, clip_value: float | None) -> list[partial]:
+        """The calls, for `commit`, that write parameters and their buffers, all of which have elements.
+
+        Args:
+            work: what there is to do; not to be written before.
+            factor: what gradients are multiplied by.
+            clip_value: the largest magnitude that their elements may then have; None, any.
+        """
+        return [call for each in work for call in self._writes(each, factor, clip_value)]
+
+    def _writes(self, work: Work, factor: float, clip_value: float | None) -> list[partial]:
         """The calls that write one parameter and its buffers."""
         array, gradient = work.parameter._view.view(np.ndarray), work.gradient.view(np.ndarray)
         if clip_value is not None:
@@ -160,7 +169,7 @@ class PerTensor(GradientOptimizer):
             ]
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     """One parameter's update: the settings for it, its gradient, and its state as it is to become."""
 
     group: dict[str, Any]
