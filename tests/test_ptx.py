@@ -214,7 +214,6 @@ def test_kernels_that_sum_up(dtype, capability):
     assert not spilled(ptx)
     assert not calls(ptx)
     assert not approximations(ptx)
-    assert not short_indices(ptx)
     assert dtype == "float64" or not double_precision(ptx)
     own = sums.scalars, sums.totals, sums.numbers
     ptx = ptx_of(*target.finish_template_of(sums.finish, storages, scalars, *own), capability)

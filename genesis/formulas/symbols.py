@@ -217,13 +217,7 @@ def total(value: Any) -> Any:
         >>> params
         {'a': array([-0.6, -0.8]), 'b': array([-1.])}
     """
-    if isinstance(value, Symbol):
-        return value.trace.total(value)
-    if isinstance(value, Scalar) and _sums:
-        return _sums[-1].total(value)
-    raise TypeError(
-        f"total() has a meaning in a rule only, of what the rule computes, but got {value!r}"
-    )
+    return _summing("total", value).total(value)
 
 
 def mean(value: Any) -> Any:
@@ -248,12 +242,18 @@ def mean(value: Any) -> Any:
         >>> x
         array([ 1., -1.])
     """
+    sums = _summing("mean", value)
+    return sums.total(value) / sums.count
+
+
+def _summing(name: str, value: Any) -> Any:
+    """What has the `total` of a value and the `count` of elements; TypeError outside of a rule."""
     if isinstance(value, Symbol):
-        return value.trace.total(value) / value.trace.leaf("count")
+        return value.trace
     if isinstance(value, Scalar) and _sums:
-        return _sums[-1].total(value) / _sums[-1].count
+        return _sums[-1]
     raise TypeError(
-        f"mean() has a meaning in a rule only, of what the rule computes, but got {value!r}"
+        f"{name}() has a meaning in a rule only, of what the rule computes, but got {value!r}"
     )
 
 
@@ -479,11 +479,16 @@ class Trace:
         """A symbol on which formulas begin."""
         return self._one(operation, what, what, LEAVES[operation])
 
+    @property
+    def count(self) -> Symbol:
+        """The number of elements of the tensor."""
+        return self.leaf("count")
+
     def total(self, value: Any) -> Symbol:
         """The sum of a value over all elements of the tensor."""
         summand = self.number(value)
         if summand.level < ELEMENT:  # the same for each of them
-            return summand * self.leaf("count")
+            return summand * self.count
         if any(part.operation == "total" for part in parts(summand)):
             raise SumError("a total cannot be taken of what depends on another total")
         self._summed.append(summand)

@@ -78,7 +78,7 @@ def part(count, number):
 @lru_cache(maxsize=None)
 def widened(count, number, to):
     kind = np.dtype(to.name).type
-    return lambda numbers: tuple(map(kind, numbers))
+    return lambda numbers: tuple(map(kind, numbers[:count]))
 
 
 @lru_cache(maxsize=None)

@@ -139,7 +139,7 @@ def part(count: int, number: types.Float):
 
 @lru_cache(maxsize=None)
 def widened(count: int, number: types.Float, to: types.Float):
-    """A function `(numbers)` -> the same `count` numbers in another type."""
+    """A function `(numbers)` -> the first `count` of them in another type."""
 
     @intrinsic
     def widen(typing_context, numbers):

@@ -45,7 +45,7 @@ _TABLE = types.Array(types.int64, 2, "C")
 # Names for which specialised kernels have functions, types and numbers (see `specialise`).
 rule = combined = row_of = read = write = update_lanes = first_aligned = LANES = NUMBER = None
 given = add = clip = numbers_of = totals_of = finish = write_numbers = widen = None
-COUNT = TOTALS = OWN = ZEROS = WIDE_ZEROS = SIZE = None
+COUNT = TOTALS = ZEROS = WIDE_ZEROS = SIZE = None
 
 
 def update(addresses, chunks, factor, scalars):
@@ -136,7 +136,7 @@ def finish_rows(addresses, chunks, results, firsts, sizes, scalars):
         firsts: for each row its first chunk, and behind the last one the number of all.
         sizes: for each row its number of elements, float64.
     """
-    hyper = widen(scalars[1 : 1 + OWN])
+    hyper = widen(scalars[1:])
     row = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while row < sizes.shape[0]:
         totals = WIDE_ZEROS
@@ -332,7 +332,6 @@ def finish_template_of(
         "totals_of": storage.part(totals, number),
         "write_numbers": storage.numbers_writer(numbers, number, storage.GLOBAL),
         "COUNT": len(storages),
-        "OWN": own,
         "WIDE_ZEROS": (np.float64(0),) * totals,
     }
     results, firsts, sizes = (
