@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_a_helper_never_works_for_a_caller_that_has_not_begun(
     num_threads(2)
     # One helper, however many earlier tests have started: what it does next it does after the job.
     monkeypatch.setattr(threads, "_team", threads._Team())
+    limit = time.monotonic() + 10
+    while not threads._team.ready(1) and time.monotonic() < limit:
+        time.sleep(0.001)
     p = genesis.Parameter(np.ones(1000))
     p.grad = np.ones(1000)
     opt = genesis.optim.SGD([p], lr=0.5)
