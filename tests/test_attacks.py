@@ -899,11 +899,11 @@ def test_helpers_that_cannot_start_are_not_needed(num_threads, monkeypatch, smal
     expected = picture(expected)
     num_threads(4)
 
-    def start(self):
+    def start(work, args):
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", start)
+        patched.setattr(threads._thread, "start_new_thread", start)
         opt, _ = subject(EVERY[2], 2)
         opt.step()
         assert same(picture(opt), expected)
@@ -929,15 +929,15 @@ def test_the_helpers_that_do_start_are_enough(num_threads, monkeypatch, small_ch
     expected.step()
     expected = picture(expected)
     num_threads(6)
-    start, started = threading.Thread.start, []
+    start, started = threads._thread.start_new_thread, []
 
-    def limited(self):
+    def limited(work, args):
         if len(started) == 1:
             raise RuntimeError("can't start new thread")
-        started.append(self)
-        start(self)
+        started.append(work)
+        return start(work, args)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(threads._thread, "start_new_thread", limited)
     for _ in range(20):
         opt, _ = subject(EVERY[1], 3)
         opt.step()
