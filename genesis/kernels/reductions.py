@@ -51,10 +51,6 @@ def added(total, other, exponent):
 START = {smallest: math.inf}
 """What a total begins with, where that is not 0."""
 
-EXACT = (small_squares,)
-"""Reductions whose arithmetic no compiler may reorder: the square of a product does not overflow where
-the product of squares does."""
-
 SMALL = {"float32": 2.0**-75, "float64": 2.0**-600}
 """For each arithmetic what numbers are multiplied by so that no sum of their squares overflows. Any sum
 that overflows without is so large that nothing that counts is lost in the other direction."""

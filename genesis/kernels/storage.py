@@ -16,6 +16,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from llvmlite import binding, ir
+from numba import config
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -24,8 +25,15 @@ VECTOR = 16
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
-HAS_F16C = bool(binding.get_host_cpu_features().get("f16c"))
-"""Whether this processor converts float16 itself."""
+
+def _has_f16c() -> bool:
+    """Whether the processor for which Numba compiles converts float16 itself."""
+    if config.CPU_FEATURES is not None:
+        return "+f16c" in config.CPU_FEATURES.split(",")
+    return bool(binding.get_host_cpu_features().get("f16c"))
+
+
+HAS_F16C = _has_f16c()
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _IN_MEMORY = {
