@@ -355,3 +355,45 @@ def test_strict_is_an_error_of_backward():
     ours.step_in_backward([param], ours.SGD, lr=0.1, strict=True)
     with pytest.raises(RuntimeError, match=r"SGD\(strict=True\) would leave 1 parameters"):
         param.abs().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam"])
+def test_caution_is_an_option_of_torchs_own_classes(kind):
+    """They are what `of` gives for these rules, and the numbers are those of genesis.optim."""
+    assert ours.of(getattr(genesis.optim, kind)) is getattr(ours, kind)
+    settings = {"lr": 0.1, "weight_decay": 0.3, "cautious": True}
+    if kind == "AdamW":
+        settings["cautious_weight_decay"] = True
+    rng = np.random.default_rng(3)
+    array = genesis.Parameter(rng.standard_normal(50).astype(np.float32))
+    param = Parameter(torch.tensor(array.data))
+    opt = getattr(ours, kind)([param], strict=True, **settings)
+    other = getattr(genesis.optim, kind)([array], **settings)
+    for _ in range(3):
+        array.grad = rng.standard_normal(50).astype(np.float32)
+        param.grad = torch.tensor(array.grad)
+        opt.step()
+        other.step()
+    same(param, array.data)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0]["cautious"] is True
+    with pytest.raises((TypeError, ValueError), match="cautious"):
+        getattr(ours, kind)([param], cautious=1)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam"])
+def test_cautious_weight_decay_needs_a_decoupled_one(kind):
+    param = Parameter(torch.ones(3))
+    opt = getattr(ours, kind)([param], cautious_weight_decay=True, weight_decay=0.1)
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="with it set decoupled_weight_decay=True"):
+        opt.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+
+
+def test_torchs_own_step_is_not_asked_to_be_cautious():
+    param = Parameter(torch.ones(3, dtype=torch.complex64))
+    opt = ours.AdamW([param], cautious=True)
+    param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match=r"knows none of .*cautious"):
+        opt.step()

@@ -403,7 +403,8 @@ class Optimizer:
         groups: list[dict] = []
         owner: dict[Any, Parameter] = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
-            optional = {name: group[name] for name in self._options if name in group}
+            further = (n for n, each in self._hypers.items() if getattr(each, "further", False))
+            optional = {n: group[n] for n in (*self._options, *further) if n in group}
             missing = {"params", *self.defaults} - optional.keys() - saved.keys()
             if missing:
                 raise ValueError(

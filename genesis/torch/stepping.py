@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 
 from .. import checks, kernels
 from ..commit import commit
+from ..hyper import Hyper
 from ..optim import options
 from .exchange import with_tensors
 from .plan import Formula, Plan, unshared
@@ -51,6 +52,8 @@ class FusedStep:
             `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
             its own. With one of them nothing is left to torch's own step, which knows none. Default:
             not there.
+        cautious, cautious_weight_decay: of `Adam`, `AdamW` and `NAdam`, likewise; see
+            `genesis.optim.pieces`.
 
     Attributes:
         strict: see above; it may be changed at any time.
@@ -60,6 +63,8 @@ class FusedStep:
     state: Any
     defaults: dict[str, Any]
 
+    _further: ClassVar[Mapping[str, Hyper]] = options.HYPERS
+    """The declarations of what groups may have that torch's optimizers do not know."""
     _torch_step: ClassVar[Any] = None
     """Torch's own step, without its hooks: they are run by the one that calls it."""
 
@@ -71,7 +76,7 @@ class FusedStep:
         cls._torch_step = staticmethod(_unhooked(base.step))  # type: ignore[attr-defined]
         if "__init__" not in cls.__dict__:
             signature = inspect.signature(base)
-            defaults = {name: declared.default for name, declared in options.HYPERS.items()}
+            defaults = {name: declared.default for name, declared in cls._further.items()}
             further = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
                 for name, default in {"strict": False, **defaults}.items()
@@ -91,8 +96,17 @@ class FusedStep:
 
     def _take_options(self, given: dict[str, Any]) -> None:
         """Take out of a constructor's arguments what torch's optimizers do not know."""
-        self._options = {name: given.pop(name) for name in options.HYPERS if name in given}
-        _check_options(self._options)
+        self._options = {name: given.pop(name) for name in self._further if name in given}
+        self._check_options(self._options)
+
+    def _check_options(self, settings: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError if an option is impossible; a type is known by its name."""
+        kind = settings.get("state_dtype")
+        if isinstance(kind, torch.dtype):
+            settings["state_dtype"] = TYPES.get(kind, str(kind))
+        for name, declared in self._further.items():
+            if name in settings:
+                declared.check(name, settings[name])
 
     def _begin(self, strict: bool) -> None:
         self.strict = strict
@@ -109,7 +123,7 @@ class FusedStep:
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self._options)  # torch's constructor has made others, and adds groups
         if isinstance(param_group, dict):
-            _check_options(param_group)
+            self._check_options(param_group)
         super().add_param_group(param_group)  # type: ignore[misc]
         if self._in_backward is not None:
             self._in_backward.attach()
@@ -160,7 +174,7 @@ class FusedStep:
         self._begin(strict)
         super().__setstate__(state)  # type: ignore[misc]
         self._options = {
-            name: self.defaults[name] for name in options.HYPERS if name in self.defaults
+            name: self.defaults[name] for name in self._further if name in self.defaults
         }
         for group in self.param_groups:
             for name, value in self._options.items():
@@ -235,7 +249,7 @@ class FusedStep:
         if torch.compiler.is_compiling() and self._torch_step is not None:
             if any(map(asked, self.param_groups)):
                 raise RuntimeError(
-                    f"{type(self).__name__}.step cannot be compiled with {', '.join(options.HYPERS)}, "
+                    f"{type(self).__name__}.step cannot be compiled with {', '.join(self._further)}, "
                     "which torch's own step does not know: leave it out of torch.compile"
                 )
             if self._plans:
@@ -350,7 +364,7 @@ class FusedStep:
         if any(params and asked(group) for group, params in zip(self.param_groups, plan.left)):
             raise RuntimeError(
                 f"{name} would leave {left} parameters to torch's own step ({why}), which knows none of "
-                f"{', '.join(options.HYPERS)}: put them into a group without these"
+                f"{', '.join(self._further)}: put them into a group without these"
             )
         if max_norm is not None:
             raise RuntimeError(
@@ -386,17 +400,7 @@ class FusedStep:
 
 def asked(group: dict[str, Any]) -> bool:
     """Whether a group asks for something that torch's own step does not know."""
-    return any(options.of(group))
-
-
-def _check_options(settings: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError if an option is impossible; a type is known by its name."""
-    kind = settings.get("state_dtype")
-    if isinstance(kind, torch.dtype):
-        settings["state_dtype"] = TYPES.get(kind, str(kind))
-    for name, declared in options.HYPERS.items():
-        if name in settings:
-            declared.check(name, settings[name])
+    return any(options.of(group)) or any(map(group.get, ("cautious", "cautious_weight_decay")))
 
 
 def _unhooked(step: Callable) -> Callable:
