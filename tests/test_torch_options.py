@@ -397,3 +397,32 @@ def test_torchs_own_step_is_not_asked_to_be_cautious():
     param.grad = torch.ones_like(param)
     with pytest.raises(RuntimeError, match=r"knows none of .*cautious"):
         opt.step()
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_step_with_gradients_that_are_not_finite_is_left_out(max_norm):
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    opt = ours.AdamW(params, lr=0.1, skip_nonfinite=True)
+    for bad in (torch.nan, torch.inf, None):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        if bad is not None:
+            params[1].grad[0] = bad
+        opt.step(max_norm=max_norm)
+        assert opt.step_skipped == (bad is not None)
+        assert torch.equal(params[0].detach(), torch.ones(3)) == (bad is not None)
+        assert bool(opt.state) == (bad is None)
+    assert opt.skipped_steps == 2
+    opt.param_groups[0]["skip_nonfinite"] = False
+    params[1].grad[0] = torch.nan
+    opt.step()
+    assert params[1].isnan().tolist() == [True, False]
+
+
+def test_a_backward_pass_cannot_leave_out_a_whole_step():
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    ours.step_in_backward(model, ours.SGD, lr=0.5, skip_nonfinite=True)
+    with pytest.raises(RuntimeError, match="cannot leave out a whole step"):
+        model(torch.ones(2)).sum().backward()
+    assert torch.equal(model.weight.detach(), before)

@@ -41,6 +41,7 @@ class ADOPT(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class ASGD(RuleOptimizer):
@@ -58,6 +59,7 @@ class ASGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -78,6 +80,7 @@ class FTRL(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class LAMB(RuleOptimizer):
@@ -96,6 +99,7 @@ class LAMB(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class LARS(RuleOptimizer):
@@ -113,6 +117,7 @@ class LARS(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class MARS(RuleOptimizer):
@@ -130,6 +135,7 @@ class MARS(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class SGD(RuleOptimizer):
@@ -147,6 +153,7 @@ class SGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -171,6 +178,7 @@ class AdEMAMix(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class AdaBelief(RuleOptimizer):
@@ -190,6 +198,7 @@ class AdaBelief(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class AdaBound(RuleOptimizer):
@@ -210,6 +219,7 @@ class AdaBound(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -226,6 +236,7 @@ class Adadelta(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -246,6 +257,7 @@ class Adagrad(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -267,6 +279,7 @@ class Adam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -290,6 +303,7 @@ class AdamW(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -310,6 +324,7 @@ class Adamax(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -331,6 +346,7 @@ class Adan(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class LaProp(RuleOptimizer):
@@ -350,6 +366,7 @@ class LaProp(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class Lion(RuleOptimizer):
@@ -367,6 +384,7 @@ class Lion(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class NAdam(RuleOptimizer):
@@ -387,6 +405,7 @@ class NAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -407,6 +426,7 @@ class RAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -428,6 +448,7 @@ class RMSprop(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -446,6 +467,7 @@ class Rprop(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -469,6 +491,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(ScheduleFree):
@@ -488,6 +511,7 @@ class ScheduleFreeRAdam(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -506,6 +530,7 @@ class ScheduleFreeSGD(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class SignSGD(RuleOptimizer):
@@ -521,6 +546,7 @@ class SignSGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class SparseAdam(RuleOptimizer):
@@ -536,6 +562,7 @@ class SparseAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class StableAdamW(RuleOptimizer):
@@ -552,6 +579,7 @@ class StableAdamW(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...
 
 class Yogi(RuleOptimizer):
@@ -571,4 +599,5 @@ class Yogi(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None: ...

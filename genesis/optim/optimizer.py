@@ -64,7 +64,8 @@ class Optimizer:
     """The names of the numbers that state shows."""
     _said_no_gradients = False
     step_skipped = False
-    """Whether the last step did nothing, since a loss scaler found inf or NaN."""
+    """Whether the last step did nothing, since gradients had inf or NaN in them: see `skip_nonfinite`
+    and loss scalers."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

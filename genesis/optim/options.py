@@ -1,12 +1,12 @@
 """What every elementwise optimizer can be told besides its formula's hyper-parameters.
 
-In which data types it keeps its state, how it rounds what it stores in 16 bits, and whether it keeps
-an average of the parameters.
+In which data types it keeps its state, how it rounds what it stores in 16 bits, whether it keeps an
+average of the parameters, and what it does about gradients that are not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -34,12 +34,18 @@ class Options(TypedDict, total=False):
         and costs no pass of its own: at a parameter's first step it is what the parameter became, and
         from then on `ema = ema_decay * ema + (1 - ema_decay) * parameter`. `swap_ema()` lets
         parameters show it. Default: None, no average.
+    skip_nonfinite: leave a step out, whole, if a gradient of any group has an inf or a NaN in it, as a
+        loss scaler does; one group that asks for it will do. Nothing is written then, neither state
+        nor step counts, `step_skipped` says so and `skipped_steps` counts. It takes a pass over the
+        gradients, the one that `max_norm` takes as well, and on a GPU waits for it. Default: False;
+        `step(skip_nonfinite=...)` decides for one step.
     """
 
     master_weights: bool
     state_dtype: str | None
     stochastic_rounding: bool
     ema_decay: float | None
+    skip_nonfinite: bool
 
 
 HYPERS = {
@@ -47,6 +53,7 @@ HYPERS = {
     "state_dtype": hyper.word(tuple(STATE_TYPES)),
     "stochastic_rounding": hyper.flag(False),
     "ema_decay": hyper.number(None, low=0, most=1, unset=True),
+    "skip_nonfinite": hyper.flag(False),
 }
 """The declarations of these options."""
 
@@ -73,6 +80,11 @@ def of(group: Mapping[str, Any]) -> InForce:
         group.get("stochastic_rounding", False),
         group.get("ema_decay") is not None,
     )
+
+
+def skips(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a step is to be left out if a gradient is not finite."""
+    return any(group.get("skip_nonfinite") for group in groups)
 
 
 def weights(group: Mapping[str, Any], begins: bool) -> tuple[float, float]:

@@ -241,8 +241,9 @@ _PARAMS = (
     "Parameter)` pairs, or of group dicts."
 )
 _OPTIONS = (
-    "master_weights, state_dtype, stochastic_rounding, ema_decay: how state is kept and rounded, and "
-    "an average of the parameters, see `genesis.optim.options.Options`."
+    "master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite: how state is kept and "
+    "rounded, an average of the parameters, and what is done about gradients that are not finite, see "
+    "`genesis.optim.options.Options`."
 )
 _FLAGS = (
     "torch's, which choose among its implementations: accepted so that its code runs, and ignored."

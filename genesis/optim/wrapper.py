@@ -100,6 +100,15 @@ class Wrapper(GradientOptimizer):
         """The norm of gradients at the inner optimizer's last `step(max_norm=...)`, else None."""
         return self.optimizer.grad_norm
 
+    @property
+    def skipped_steps(self) -> int:  # type: ignore[override]
+        """How many steps the inner optimizer has left out, see `GradientOptimizer`."""
+        return self.optimizer.skipped_steps
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self.optimizer.skipped_steps = count
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)
 

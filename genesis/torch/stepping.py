@@ -48,7 +48,7 @@ class FusedStep:
         params, args, given: as for the torch optimizer of this name.
         strict: let a step that would leave parameters to torch's own raise RuntimeError instead, before
             anything is written. Default: False.
-        master_weights, state_dtype, stochastic_rounding, ema_decay: see
+        master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite: see
             `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
             its own. With one of them nothing is left to torch's own step, which knows none. Default:
             not there.
@@ -65,6 +65,11 @@ class FusedStep:
 
     _further: ClassVar[Mapping[str, Hyper]] = options.HYPERS
     """The declarations of what groups may have that torch's optimizers do not know."""
+    step_skipped = False
+    """Whether the last step did nothing, since a gradient was not finite: see `skip_nonfinite`."""
+    skipped_steps = 0
+    """How many steps have been left out by `skip_nonfinite`; not kept in state dicts."""
+
     _torch_step: ClassVar[Any] = None
     """Torch's own step, without its hooks: they are run by the one that calls it."""
 
@@ -256,6 +261,7 @@ class FusedStep:
                 self._unshare()
             return type(self)._torch_step(self, closure)
         loss = None
+        self.step_skipped = False
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -272,10 +278,19 @@ class FusedStep:
         plan = self._planned()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         self._check_left(plan, max_norm)
-        plan.set_scalars(factor if max_norm is None else 1.0)
-        if max_norm is not None:
+        skips = options.skips(self.param_groups)
+        looks = skips or max_norm is not None
+        plan.set_scalars(1.0 if looks else factor)
+        if looks:
             launches = [bucket.launch for bucket in plan.buckets]
-            self._grad_norm, _ = kernels.clip(launches, max_norm, None if factor == 1 else factor)
+            scale = None if factor == 1 and not skips else factor
+            self._grad_norm, finite = kernels.clip(launches, max_norm, scale)
+            if skips and not finite:
+                plan.release()
+                self._plans.append(plan)
+                self.step_skipped = True
+                self.skipped_steps += 1
+                return
         if plan.reasons:
             self._step_of_torch(plan, factor)
         if not plan.adopt(self.state):
@@ -400,7 +415,8 @@ class FusedStep:
 
 def asked(group: dict[str, Any]) -> bool:
     """Whether a group asks for something that torch's own step does not know."""
-    return any(options.of(group)) or any(map(group.get, ("cautious", "cautious_weight_decay")))
+    more = "cautious", "cautious_weight_decay", "skip_nonfinite"
+    return any(options.of(group)) or any(map(group.get, more))
 
 
 def _unhooked(step: Callable) -> Callable:
