@@ -52,6 +52,7 @@ def _yield(typing_context):
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
 given = add = clip = finish = totals_of = numbers_of = write_numbers = widen = None
+stored = read_back = None
 TOTALS = NUMBERS = STATES = COUNT = ZEROS = None
 
 _AHEAD = 4
@@ -200,6 +201,48 @@ def update_at_random(tensors, start, stop, hyper, moment):
     return hyper[0]
 
 
+def update_and_measure(tensors, start, stop, hyper, moment):
+    """As `update`; gives the squares of how far parameters moved and of what they were, summed up."""
+    own = given(tensors, hyper)
+    totals = ZEROS
+    for i in range(start, stop):
+        values = read(tensors, i)
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+        write(tensors[1:], i, (param,) + state)
+        before, after = widen((values[1], stored(tensors, i, param)))
+        change = after - before
+        totals = add(totals, (change * change, before * before))
+    return totals
+
+
+def update_at_random_and_measure(tensors, start, stop, hyper, moment):
+    """As `update_at_random`, and as `update_and_measure`."""
+    key = tensors[len(tensors) - 1]
+    own = given(tensors, hyper)
+    totals = ZEROS
+    for i in range(start, stop):
+        values = read(tensors, i)
+        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+        write(tensors[1:], i, (param,) + state, key, moment)
+        before, after = widen((values[1], stored(tensors, i, param)))
+        change = after - before
+        totals = add(totals, (change * change, before * before))
+    return totals
+
+
+_MEASURING = {update: update_and_measure, update_at_random: update_at_random_and_measure}
+
+
+def as_computed(tensors, i, param):
+    """What a parameter is after an update that stores it as it was computed."""
+    return param
+
+
+def as_stored(tensors, i, param):
+    """What a parameter is after an update, where it was rounded when it was stored."""
+    return read_back(tensors[1:2], i)[0]
+
+
 def sum_up(tensors, start, stop, hyper, moment):
     """Sum up, over a chunk, what a rule needs to know of its tensor."""
     totals = ZEROS
@@ -286,6 +329,12 @@ class Bound:
         job = self._call(record, helping=True)
         return [*threads.calls(job, helpers), self._call(record)]
 
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        results = self._kept[-1]
+        assert results is not None
+        return results
+
     def _call(self, record: ctypes.Array, *, helping: bool = False) -> partial:
         """A call of the kernel, which keeps alive what the kernel knows by its address alone."""
         call = partial(self._kernel, ctypes.addressof(record), helping)
@@ -331,6 +380,10 @@ class Summed:
         """The calls that do the work, see `Bound`."""
         return [*self._sum_up.actions(), self._finish, *self._update.actions()]
 
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        return self._update.measured()
+
 
 def bind(
     rule: Callable,
@@ -342,6 +395,7 @@ def bind(
     clips: bool = False,
     moments: np.ndarray | None = None,
     sums: Sums | None = None,
+    measures: bool = False,
 ) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
     if averages:
@@ -353,8 +407,11 @@ def bind(
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
     numbers = 0 if sums is None else sums.numbers
-    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered, numbers)
-    bound = Bound(kernel, table, scalars, table.bytes_moved, moments)
+    kernel = _compiled(
+        rule, process, table.storages, arithmetic, count, table.scattered, numbers, measures
+    )
+    results = np.zeros((len(table.chunks), 2)) if measures else None
+    bound = Bound(kernel, table, scalars, table.bytes_moved, moments, results)
     if sums is None:
         return bound
     return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
@@ -434,6 +491,7 @@ def _compiled(
     scalars: int,
     scattered: bool = False,
     numbers: int = 0,
+    measures: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
     exact = {"error_model": "numpy"}
@@ -457,8 +515,19 @@ def _compiled(
         names["given"] = _callable(found)
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
     what = title(rule, storages)
+    totals = 0
+    if measures:
+        process, totals = _MEASURING[process], 2
+        kept: Any = as_computed
+        if storages[1] != arithmetic:
+            back = {"read_back": storage.reader(storages[1:2], number)}
+            kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
+        names["stored"] = _callable(kept)
+        names["widen"] = storage.widened(2, number, types.float64)
+        names["add"] = storage.adder(2, types.float64)
+        names["ZEROS"] = (0.0, 0.0)
     return _working(
-        process, name, what, names, options, storages, columns, scalars, number, scattered
+        process, name, what, names, options, storages, columns, scalars, number, scattered, totals
     )
 
 

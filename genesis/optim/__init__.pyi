@@ -42,6 +42,7 @@ class ADOPT(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ASGD(RuleOptimizer):
@@ -60,6 +61,7 @@ class ASGD(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -81,6 +83,7 @@ class FTRL(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LAMB(RuleOptimizer):
@@ -100,6 +103,7 @@ class LAMB(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LARS(RuleOptimizer):
@@ -118,6 +122,7 @@ class LARS(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class MARS(RuleOptimizer):
@@ -136,6 +141,7 @@ class MARS(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SGD(RuleOptimizer):
@@ -154,6 +160,7 @@ class SGD(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -179,6 +186,7 @@ class AdEMAMix(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class AdaBelief(RuleOptimizer):
@@ -199,6 +207,7 @@ class AdaBelief(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class AdaBound(RuleOptimizer):
@@ -220,6 +229,7 @@ class AdaBound(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -237,6 +247,7 @@ class Adadelta(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -258,6 +269,7 @@ class Adagrad(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -280,6 +292,7 @@ class Adam(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -304,6 +317,7 @@ class AdamW(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -325,6 +339,7 @@ class Adamax(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -347,6 +362,7 @@ class Adan(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LaProp(RuleOptimizer):
@@ -367,6 +383,7 @@ class LaProp(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Lion(RuleOptimizer):
@@ -385,6 +402,7 @@ class Lion(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class NAdam(RuleOptimizer):
@@ -406,6 +424,7 @@ class NAdam(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -427,6 +446,7 @@ class RAdam(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -449,6 +469,7 @@ class RMSprop(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -468,6 +489,7 @@ class Rprop(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -492,6 +514,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(ScheduleFree):
@@ -512,6 +535,7 @@ class ScheduleFreeRAdam(ScheduleFree):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -531,6 +555,7 @@ class ScheduleFreeSGD(ScheduleFree):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SignSGD(RuleOptimizer):
@@ -547,6 +572,7 @@ class SignSGD(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SparseAdam(RuleOptimizer):
@@ -563,6 +589,7 @@ class SparseAdam(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class StableAdamW(RuleOptimizer):
@@ -580,6 +607,7 @@ class StableAdamW(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Yogi(RuleOptimizer):
@@ -600,4 +628,5 @@ class Yogi(RuleOptimizer):
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
         skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...

@@ -39,6 +39,9 @@ class Options(TypedDict, total=False):
         nor step counts, `step_skipped` says so and `skipped_steps` counts. It takes a pass over the
         gradients, the one that `max_norm` takes as well, and on a GPU waits for it. Default: False;
         `step(skip_nonfinite=...)` decides for one step.
+    measure_updates: note in the update's own pass how far parameters move, for `update_norm` and
+        `update_ratios`. What moves is the parameter as it is stored, or its master, if there is one.
+        On a GPU sums are float32 within pieces of 4096 elements of float32 parameters. Default: False.
     """
 
     master_weights: bool
@@ -46,6 +49,7 @@ class Options(TypedDict, total=False):
     stochastic_rounding: bool
     ema_decay: float | None
     skip_nonfinite: bool
+    measure_updates: bool
 
 
 HYPERS = {
@@ -54,6 +58,7 @@ HYPERS = {
     "stochastic_rounding": hyper.flag(False),
     "ema_decay": hyper.number(None, low=0, most=1, unset=True),
     "skip_nonfinite": hyper.flag(False),
+    "measure_updates": hyper.flag(False),
 }
 """The declarations of these options."""
 
@@ -63,12 +68,13 @@ before `swap_ema`."""
 
 
 class InForce(NamedTuple):
-    """What a group's options say of the state: what changes with them is laid out anew."""
+    """What a group's options say of state and kernels: what changes with them is laid out anew."""
 
     master_weights: bool
     state_dtype: np.dtype | None
     stochastic_rounding: bool
     averages: bool
+    measures: bool
 
 
 def of(group: Mapping[str, Any]) -> InForce:
@@ -79,6 +85,7 @@ def of(group: Mapping[str, Any]) -> InForce:
         None if name is None else STATE_TYPES[name],
         group.get("stochastic_rounding", False),
         group.get("ema_decay") is not None,
+        group.get("measure_updates", False),
     )
 
 

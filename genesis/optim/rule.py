@@ -241,9 +241,9 @@ _PARAMS = (
     "Parameter)` pairs, or of group dicts."
 )
 _OPTIONS = (
-    "master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite: how state is kept and "
-    "rounded, an average of the parameters, and what is done about gradients that are not finite, see "
-    "`genesis.optim.options.Options`."
+    "master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite, measure_updates: how "
+    "state is kept and rounded, an average of the parameters, what is done about gradients that are not "
+    "finite, and whether steps are measured, see `genesis.optim.options.Options`."
 )
 _FLAGS = (
     "torch's, which choose among its implementations: accepted so that its code runs, and ignored."

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..parameter import Parameter
-from . import hooks, shown
+from . import hooks, measured, shown
 from .gradient_optimizer import Ending, GradientOptimizer
 from .state import State
 
@@ -108,6 +108,9 @@ class Wrapper(GradientOptimizer):
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
         self.optimizer.skipped_steps = count
+
+    def _changes(self) -> measured.Changes | None:
+        return self.optimizer._changes()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)

@@ -89,6 +89,11 @@ class _Part:
                 "step_in_backward updates each parameter before the gradients of others are known, so "
                 "that skip_nonfinite cannot leave out a whole step: set it to False in every group"
             )
+        if any(each.get("measure_updates") for each in groups):
+            raise RuntimeError(
+                "step_in_backward makes no step whose updates measure_updates could measure together: "
+                "set it to False in every group"
+            )
         own.state, own.strict = optimizer.state, optimizer.strict
         own.param_groups = [{**groups[group], "params": self._params}]
         own._first = sum(len(groups[i]["params"]) for i in range(group)) + row

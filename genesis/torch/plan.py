@@ -221,6 +221,7 @@ class Bucket:
             averages=self.averages,
             keys=keys,
             sums=self.written.sums,
+            measures=self.options.measures,
         )
         self._lasting = list(chain(*others))
         answering = handles()
@@ -629,6 +630,19 @@ class Plan:
         if kernels.MOVED in verdicts:
             return not self._sharing()
         return not any(verdicts)
+
+    def measuring(self) -> list[list[Any] | None] | None:
+        """For each group the launches that note how far parameters move, or None; None: no group has."""
+        found: list[list[Any] | None] = [
+            [] if settings.get("measure_updates") else None for settings in self.settings
+        ]
+        if found.count(None) == len(found):
+            return None
+        for bucket in self.buckets:
+            launches = found[bucket.group]
+            if launches is not None:
+                launches.append(bucket.launch)
+        return found
 
     def adopt(self, state: State) -> bool:
         """Put the dicts of new state into the optimizer's, empty, as torch does before it fills them.

@@ -14,7 +14,7 @@ import torch
 from .. import checks, kernels
 from ..commit import commit
 from ..hyper import Hyper
-from ..optim import options
+from ..optim import measured, options
 from .exchange import with_tensors
 from .plan import Formula, Plan, unshared
 from .tensors import TYPES
@@ -48,7 +48,7 @@ class FusedStep:
         params, args, given: as for the torch optimizer of this name.
         strict: let a step that would leave parameters to torch's own raise RuntimeError instead, before
             anything is written. Default: False.
-        master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite: see
+        master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite, measure_updates: see
             `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
             its own. With one of them nothing is left to torch's own step, which knows none. Default:
             not there.
@@ -116,6 +116,7 @@ class FusedStep:
     def _begin(self, strict: bool) -> None:
         self.strict = strict
         self._grad_norm: Any = None
+        self._measuring: list[list[Any] | None] | None = None
         # A step takes the plan out, so that no other thread has it too, and puts it back in the end.
         self._plans: list[Plan] = []
         self._paths = Paths()
@@ -231,6 +232,21 @@ class FusedStep:
             self._grad_norm = self._grad_norm()
         return self._grad_norm
 
+    @property
+    def update_norm(self) -> float | None:
+        """The norm of the last step's change, see `genesis.optim.SGD.update_norm`."""
+        changes = self._changes()
+        return None if changes is None else measured.norm(changes)
+
+    @property
+    def update_ratios(self) -> list[float | None] | None:
+        """For each group this over its parameters' norm, see `genesis.optim.SGD.update_ratios`."""
+        changes = self._changes()
+        return None if changes is None else measured.ratios(changes)
+
+    def _changes(self) -> measured.Changes | None:
+        return self._measuring and measured.of_launches(self._measuring)
+
     def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
         """Update the parameters that have gradients.
 
@@ -288,6 +304,8 @@ class FusedStep:
             if skips and not finite:
                 plan.release()
                 self._plans.append(plan)
+                found = plan.measuring()
+                self._measuring = found and [None if each is None else [] for each in found]
                 self.step_skipped = True
                 self.skipped_steps += 1
                 return
@@ -300,6 +318,7 @@ class FusedStep:
             )
         # Here it happens, as one instruction of the interpreter.
         commit(plan.actions())
+        self._measuring = plan.measuring()
         plan.release()
         counts = sum(len(bucket.rows) for bucket in plan.buckets), sum(plan.reasons.values())
         self._paths = Paths(*counts, plan.without, plan.reasons)
