@@ -203,6 +203,14 @@ def test_adamw_that_averages(dtype, capability):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_adamw_that_is_measured(dtype, capability):
+    rule, buffers, scalars, _ = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    storages = (dtype,) * (2 + buffers)
+    template = target.template_of(rule, storages, scalars, measures=True)
+    assert_good(ptx_of(*template, capability), storages)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_kernels_that_sum_up(dtype, capability):
     written = genesis.optim.LAMB._recipe.written_for({"bias_correction": True, "adapt": True})
     storages, sums = (dtype,) * 4, written.sums

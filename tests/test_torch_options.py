@@ -426,3 +426,31 @@ def test_a_backward_pass_cannot_leave_out_a_whole_step():
     with pytest.raises(RuntimeError, match="cannot leave out a whole step"):
         model(torch.ones(2)).sum().backward()
     assert torch.equal(model.weight.detach(), before)
+
+
+def test_updates_are_measured_as_on_arrays():
+    rng = np.random.default_rng(4)
+    arrays = [genesis.Parameter(rng.standard_normal(n).astype(np.float32)) for n in (40, 7)]
+    params = [Parameter(torch.tensor(array.data)) for array in arrays]
+    opt = ours.AdamW(
+        [{"params": params[:1]}, {"params": params[1:], "lr": 0.01}], lr=0.1, measure_updates=True
+    )
+    other = genesis.optim.AdamW(
+        [{"params": arrays[:1]}, {"params": arrays[1:], "lr": 0.01}], lr=0.1, measure_updates=True
+    )
+    assert opt.update_norm is None
+    for _ in range(2):
+        grads = [rng.standard_normal(array.shape).astype(np.float32) for array in arrays]
+        for param, array, grad in zip(params, arrays, grads):
+            param.grad, array.grad = torch.tensor(grad), grad
+        opt.step()
+        other.step()
+        assert opt.update_norm == other.update_norm
+        assert opt.update_ratios == other.update_ratios
+    opt.param_groups[0]["measure_updates"] = False
+    opt.step()
+    assert opt.update_ratios[0] is None
+    model = torch.nn.Linear(2, 1)
+    ours.step_in_backward(model, ours.SGD, lr=0.5, measure_updates=True)
+    with pytest.raises(RuntimeError, match="no step whose updates measure_updates could"):
+        model(torch.ones(2)).sum().backward()

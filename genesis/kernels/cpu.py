@@ -52,8 +52,12 @@ def _yield(typing_context):
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
 given = add = clip = finish = totals_of = numbers_of = write_numbers = widen = None
-stored = read_back = None
+stored = read_back = add_short = SHORT_ZEROS = None
 TOTALS = NUMBERS = STATES = COUNT = ZEROS = None
+
+_SHORT = 512
+"""How many elements are measured in the update's own arithmetic before their sum is made a float64: each
+of the processor's lanes sees a few of them, and none of these lanes is lost to wider numbers."""
 
 _AHEAD = 4
 _AT_ONCE, _SHARES = 8, 16
@@ -205,13 +209,18 @@ def update_and_measure(tensors, start, stop, hyper, moment):
     """As `update`; gives the squares of how far parameters moved and of what they were, summed up."""
     own = given(tensors, hyper)
     totals = ZEROS
-    for i in range(start, stop):
-        values = read(tensors, i)
-        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
-        write(tensors[1:], i, (param,) + state)
-        before, after = widen((values[1], stored(tensors, i, param)))
-        change = after - before
-        totals = add(totals, (change * change, before * before))
+    first = start
+    while first < stop:
+        last = min(first + _SHORT, stop)
+        short = SHORT_ZEROS
+        for i in range(first, last):
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+            write(tensors[1:], i, (param,) + state)
+            change = stored(tensors, i, param) - values[1]
+            short = add_short(short, (change * change, values[1] * values[1]))
+        totals = add(totals, short)
+        first = last
     return totals
 
 
@@ -220,13 +229,18 @@ def update_at_random_and_measure(tensors, start, stop, hyper, moment):
     key = tensors[len(tensors) - 1]
     own = given(tensors, hyper)
     totals = ZEROS
-    for i in range(start, stop):
-        values = read(tensors, i)
-        param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
-        write(tensors[1:], i, (param,) + state, key, moment)
-        before, after = widen((values[1], stored(tensors, i, param)))
-        change = after - before
-        totals = add(totals, (change * change, before * before))
+    first = start
+    while first < stop:
+        last = min(first + _SHORT, stop)
+        short = SHORT_ZEROS
+        for i in range(first, last):
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+            write(tensors[1:], i, (param,) + state, key, moment)
+            change = stored(tensors, i, param) - values[1]
+            short = add_short(short, (change * change, values[1] * values[1]))
+        totals = add(totals, short)
+        first = last
     return totals
 
 
@@ -523,9 +537,10 @@ def _compiled(
             back = {"read_back": storage.reader(storages[1:2], number)}
             kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
         names["stored"] = _callable(kept)
-        names["widen"] = storage.widened(2, number, types.float64)
-        names["add"] = storage.adder(2, types.float64)
+        names["add"] = storage.adder(2, number)
+        names["add_short"] = storage.adder(2, number, number)
         names["ZEROS"] = (0.0, 0.0)
+        names["SHORT_ZEROS"] = (np.dtype(arithmetic).type(0),) * 2
     return _working(
         process, name, what, names, options, storages, columns, scalars, number, scattered, totals
     )

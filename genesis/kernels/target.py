@@ -24,8 +24,9 @@ class Update(Protocol):
         """The calls that update every tensor, for `commit`."""
 
     def measured(self) -> np.ndarray:
-        """For each chunk the sums of squares of how far parameters moved in the last update, and of
-        what they were before it, float64; of an update that `measures`. Waits for a GPU."""
+        """For each chunk the sums of squares of how far parameters moved in the last update, and of what
+        they were before it, float64, shape (chunks, 2); of an update that `measures`. Waits for a GPU.
+        """
 
 
 class Target(Protocol):
