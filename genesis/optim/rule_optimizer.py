@@ -154,7 +154,7 @@ class RuleOptimizer(GradientOptimizer):
         self._plans.append(step)
 
     def _changes(self) -> measured.Changes | None:
-        return self._measuring and measured.of_launches(self._measuring)
+        return None if self._measuring is None else measured.of_launches(self._measuring)
 
     def _planned(self, given: list[Views] | None, clips: bool) -> StepPlan:
         """The plan for the next step, the kept one if it fits. Nothing has changed so far."""

@@ -245,7 +245,7 @@ class FusedStep:
         return None if changes is None else measured.ratios(changes)
 
     def _changes(self) -> measured.Changes | None:
-        return self._measuring and measured.of_launches(self._measuring)
+        return None if self._measuring is None else measured.of_launches(self._measuring)
 
     def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
         """Update the parameters that have gradients.
