@@ -156,8 +156,14 @@ class Number(Hyper):
 
 @dataclass(frozen=True)
 class Flag(Hyper):
-    """True or False."""
+    """True or False.
 
+    Args:
+        further: it is not among what other packages' optimizers of the same name take: it is given by
+            name only, and a saved group may lack it. Default: False.
+    """
+
+    further: bool = False
     range = "True or False"  # type: ignore[assignment]
     annotation = "bool"  # type: ignore[assignment]
     switches = True  # type: ignore[assignment]
@@ -292,9 +298,12 @@ def several(*parts: Number, text: str = "", title: str = "") -> Several:
     return Several(tuple(part.default for part in parts), text, title, parts)
 
 
-def flag(default: Any = REQUIRED, text: str = "") -> Flag:
-    """True or False, decided before compilation: each choice is a kernel of its own."""
-    return Flag(default, text)
+def flag(default: Any = REQUIRED, text: str = "", *, further: bool = False) -> Flag:
+    """True or False, decided before compilation: each choice is a kernel of its own.
+
+    A `further` one is given by name only, and keeps its value where a saved group lacks it.
+    """
+    return Flag(default, text, further=further)
 
 
 def word(words: Sequence[str], text: str = "") -> Choice:

@@ -27,7 +27,21 @@ def sgd(
     return param - lr * direction, {"momentum_buffer": velocity}
 
 
-def _adam(param, grad, state, step, lr, betas, eps, amsgrad):
+def _masked(update, grad, cautious):
+    """An update without its elements that disagree with the gradient, and the others in their place."""
+    if not cautious:
+        return update
+    agrees = np.sign(update) * np.sign(grad) == 1
+    return np.where(agrees, update, 0) * agrees.size / (np.count_nonzero(agrees) + 1)
+
+
+def _shrinking(param, update, cautious):
+    """What decoupled weight decay is a part of: a cautious one leaves out what the update lets grow."""
+    return np.where(np.sign(update) * np.sign(param) == -1, 0, param) if cautious else param
+
+
+def _adam(grad, state, step, lr, betas, eps, amsgrad):
+    """The update, and the new state."""
     mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
     square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
     new = {"exp_avg": mean, "exp_avg_sq": square}
@@ -35,23 +49,26 @@ def _adam(param, grad, state, step, lr, betas, eps, amsgrad):
         square = new["max_exp_avg_sq"] = np.maximum(state.get("max_exp_avg_sq", 0), square)
     corrected_mean = mean / (1 - betas[0] ** step)
     corrected_square = square / (1 - betas[1] ** step)
-    return param - lr * corrected_mean / (np.sqrt(corrected_square) + eps), new
+    return lr * corrected_mean / (np.sqrt(corrected_square) + eps), new
 
 
 def adam(
     param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
-    amsgrad=False, maximize=False,
+    amsgrad=False, cautious=False, maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize) + weight_decay * param
-    return _adam(param, grad, state, step, lr, betas, eps, amsgrad)
+    update, new = _adam(grad, state, step, lr, betas, eps, amsgrad)
+    return param - _masked(update, grad, cautious), new
 
 
 def adamw(
     param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2,
-    amsgrad=False, maximize=False,
+    amsgrad=False, cautious=False, cautious_weight_decay=False, maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
-    return _adam(param - lr * weight_decay * param, grad, state, step, lr, betas, eps, amsgrad)
+    update, new = _adam(grad, state, step, lr, betas, eps, amsgrad)
+    decay = lr * weight_decay * _shrinking(param, update, cautious_weight_decay)
+    return param - decay - _masked(update, grad, cautious), new
 
 
 def rmsprop(
@@ -111,10 +128,11 @@ def _decayed(param, grad, lr, weight_decay, decoupled):
 
 def nadam(
     param, grad, state, step, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
-    momentum_decay=4e-3, decoupled_weight_decay=False, maximize=False,
+    momentum_decay=4e-3, decoupled_weight_decay=False, cautious=False, cautious_weight_decay=False,
+    maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
-    param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
+    shrunk, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
     mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
     square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
     now, later = (betas[0] * (1 - 0.96 ** (t * momentum_decay) / 2) for t in (step, step + 1))
@@ -122,7 +140,10 @@ def nadam(
     ahead = (1 - now) / (1 - product) * grad + later / (1 - later * product) * mean
     scale = np.sqrt(square / (1 - betas[1] ** step)) + eps
     new = {"mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
-    return param - lr * ahead / scale, new
+    update = lr * ahead / scale
+    if cautious_weight_decay:
+        shrunk = param - lr * weight_decay * _shrinking(param, update, True)
+    return shrunk - _masked(update, grad, cautious), new
 
 
 def radam(
@@ -173,12 +194,16 @@ def _moved_to(mean, grad, decay):
     return mean + (1 - decay) * (grad - mean)
 
 
-def lion(param, grad, state, step, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0, maximize=False):
+def lion(
+    param, grad, state, step, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0, cautious=False,
+    cautious_weight_decay=False, maximize=False,
+):  # fmt: skip
     grad = _descent(grad, maximize)
     mean = state.get("exp_avg", 0)
     direction = np.sign(_moved_to(mean, grad, betas[0]))
     new = {"exp_avg": _moved_to(mean, grad, betas[1])}
-    return param - lr * (direction + weight_decay * param), new
+    decay = weight_decay * _shrinking(param, direction, cautious_weight_decay)
+    return param - lr * (_masked(direction, grad, cautious) + decay), new
 
 
 def signsgd(param, grad, state, step, *, lr=1e-3, momentum=0.9, weight_decay=0, maximize=False):
@@ -191,7 +216,8 @@ def signsgd(param, grad, state, step, *, lr=1e-3, momentum=0.9, weight_decay=0, 
 
 def ademamix(
     param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999, 0.9999), alpha=5.0, beta3_warmup=None,
-    alpha_warmup=None, eps=1e-8, weight_decay=0, maximize=False,
+    alpha_warmup=None, eps=1e-8, weight_decay=0, cautious=False, cautious_weight_decay=False,
+    maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
     beta1, beta2, beta3 = betas
@@ -204,13 +230,16 @@ def ademamix(
     slow = beta3 * state.get("exp_avg_slow", 0) + (1 - beta3) * grad
     square = beta2 * state.get("exp_avg_sq", 0) + (1 - beta2) * np.square(grad)
     scale = np.sqrt(square / (1 - beta2**step)) + eps
-    update = (fast / (1 - beta1**step) + alpha * slow) / scale + weight_decay * param
-    return param - lr * update, {"exp_avg": fast, "exp_avg_slow": slow, "exp_avg_sq": square}
+    update = (fast / (1 - beta1**step) + alpha * slow) / scale
+    decay = weight_decay * _shrinking(param, update, cautious_weight_decay)
+    new = {"exp_avg": fast, "exp_avg_slow": slow, "exp_avg_sq": square}
+    return param - lr * (_masked(update, grad, cautious) + decay), new
 
 
 def adopt(
     param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.9999), eps=1e-6, weight_decay=0,
-    decoupled_weight_decay=False, clip_exp=0.25, maximize=False,
+    decoupled_weight_decay=False, clip_exp=0.25, cautious=False, cautious_weight_decay=False,
+    maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
     before = param
@@ -223,12 +252,15 @@ def adopt(
         normal = np.clip(normal, -longest, longest)
     mean = betas[0] * state["exp_avg"] + (1 - betas[0]) * normal
     square = betas[1] * state["exp_avg_sq"] + (1 - betas[1]) * np.square(grad)
-    return param - lr * mean, {"exp_avg": mean, "exp_avg_sq": square}
+    if cautious_weight_decay:
+        param = before - lr * weight_decay * _shrinking(before, mean, True)
+    new = {"exp_avg": mean, "exp_avg_sq": square}
+    return param - lr * _masked(mean, grad, cautious), new
 
 
 def adan(
     param, grad, state, step, *, lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0,
-    no_prox=False, maximize=False,
+    no_prox=False, cautious=False, maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
     one, two, three = (1 - beta for beta in betas)  # as the paper has them
@@ -238,7 +270,7 @@ def adan(
     square = (1 - three) * state.get("exp_avg_sq", 0) + three * np.square(grad + (1 - two) * change)
     corrected = [average / (1 - beta**step) for average, beta in zip((mean, slope, square), betas)]
     rate = lr / (np.sqrt(corrected[2]) + eps)
-    update = rate * (corrected[0] + (1 - two) * corrected[1])
+    update = _masked(rate * (corrected[0] + (1 - two) * corrected[1]), grad, cautious)
     new = {"exp_avg": mean, "exp_avg_diff": slope, "exp_avg_sq": square, "pre_grad": grad}
     if no_prox:
         return param - lr * weight_decay * param - update, new
@@ -303,15 +335,18 @@ def stable_adamw(
 
 def adabelief(
     param, grad, state, step, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0,
-    decoupled_weight_decay=True, maximize=False,
+    decoupled_weight_decay=True, cautious=False, cautious_weight_decay=False, maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
+    before = param
     param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
     mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * grad
     belief = betas[1] * state.get("exp_avg_var", 0) + (1 - betas[1]) * np.square(grad - mean) + eps
     scale = np.sqrt(belief / (1 - betas[1] ** step)) + eps
     update = mean / (1 - betas[0] ** step) / scale
-    return param - lr * update, {"exp_avg": mean, "exp_avg_var": belief}
+    if cautious_weight_decay:
+        param = before - lr * weight_decay * _shrinking(before, update, True)
+    return param - lr * _masked(update, grad, cautious), {"exp_avg": mean, "exp_avg_var": belief}
 
 
 def yogi(
@@ -333,15 +368,18 @@ def yogi(
 
 def laprop(
     param, grad, state, step, *, lr=4e-4, betas=(0.9, 0.999), eps=1e-15, weight_decay=0,
-    decoupled_weight_decay=True, maximize=False,
+    decoupled_weight_decay=True, cautious=False, cautious_weight_decay=False, maximize=False,
 ):  # fmt: skip
     grad = _descent(grad, maximize)
+    before = param
     param, grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay)
     square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * np.square(grad)
     normal = grad / (np.sqrt(square / (1 - betas[1] ** step)) + eps)
     mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * normal
     new = {"exp_avg": mean, "exp_avg_sq": square}
-    return param - lr / (1 - betas[0] ** step) * mean, new
+    if cautious_weight_decay:
+        param = before - lr * weight_decay * _shrinking(before, mean, True)
+    return param - lr / (1 - betas[0] ** step) * _masked(mean, grad, cautious), new
 
 
 def ftrl(

@@ -203,6 +203,19 @@ def test_adamw_that_averages(dtype, capability):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_adamw_that_is_measured(dtype, capability):
+    rule, buffers, scalars, _ = next(k for name, k in KERNELS.items() if name.startswith("AdamW_"))
+    storages = (dtype,) * (2 + buffers)
+    template = target.template_of(rule, storages, scalars, measures=True)
+    ptx = ptx_of(*template, capability)
+    assert not spilled(ptx)
+    assert not calls(ptx)
+    assert not approximations(ptx)
+    assert not narrow_columns(ptx, storages)
+    assert dtype == "float64" or not double_precision(ptx)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_kernels_that_sum_up(dtype, capability):
     written = genesis.optim.LAMB._recipe.written_for({"bias_correction": True, "adapt": True})
     storages, sums = (dtype,) * 4, written.sums

@@ -104,7 +104,8 @@ def test_signature_is_torchs(name):
     torchs, own = (inspect.signature(getattr(of, name)) for of in (torch.optim, ours))
     count = len(torchs.parameters)
     assert [*own.parameters.values()][:count] == [*torchs.parameters.values()]
-    assert [*own.parameters][count:] == ["strict", *options.HYPERS]
+    caution = ["cautious", "cautious_weight_decay"] if name in ("Adam", "AdamW", "NAdam") else []
+    assert [*own.parameters][count:] == ["strict", *options.HYPERS, *caution]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -355,3 +355,102 @@ def test_strict_is_an_error_of_backward():
     ours.step_in_backward([param], ours.SGD, lr=0.1, strict=True)
     with pytest.raises(RuntimeError, match=r"SGD\(strict=True\) would leave 1 parameters"):
         param.abs().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam"])
+def test_caution_is_an_option_of_torchs_own_classes(kind):
+    """They are what `of` gives for these rules, and the numbers are those of genesis.optim."""
+    assert ours.of(getattr(genesis.optim, kind)) is getattr(ours, kind)
+    settings = {"lr": 0.1, "weight_decay": 0.3, "cautious": True}
+    if kind == "AdamW":
+        settings["cautious_weight_decay"] = True
+    rng = np.random.default_rng(3)
+    array = genesis.Parameter(rng.standard_normal(50).astype(np.float32))
+    param = Parameter(torch.tensor(array.data))
+    opt = getattr(ours, kind)([param], strict=True, **settings)
+    other = getattr(genesis.optim, kind)([array], **settings)
+    for _ in range(3):
+        array.grad = rng.standard_normal(50).astype(np.float32)
+        param.grad = torch.tensor(array.grad)
+        opt.step()
+        other.step()
+    same(param, array.data)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0]["cautious"] is True
+    with pytest.raises((TypeError, ValueError), match="cautious"):
+        getattr(ours, kind)([param], cautious=1)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam"])
+def test_cautious_weight_decay_needs_a_decoupled_one(kind):
+    param = Parameter(torch.ones(3))
+    opt = getattr(ours, kind)([param], cautious_weight_decay=True, weight_decay=0.1)
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="with it set decoupled_weight_decay=True"):
+        opt.step()
+    assert torch.equal(param.detach(), torch.ones(3))
+
+
+def test_torchs_own_step_is_not_asked_to_be_cautious():
+    param = Parameter(torch.ones(3, dtype=torch.complex64))
+    opt = ours.AdamW([param], cautious=True)
+    param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match=r"knows none of .*cautious"):
+        opt.step()
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_step_with_gradients_that_are_not_finite_is_left_out(max_norm):
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    opt = ours.AdamW(params, lr=0.1, skip_nonfinite=True)
+    for bad in (torch.nan, torch.inf, None):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        if bad is not None:
+            params[1].grad[0] = bad
+        opt.step(max_norm=max_norm)
+        assert opt.step_skipped == (bad is not None)
+        assert torch.equal(params[0].detach(), torch.ones(3)) == (bad is not None)
+        assert bool(opt.state) == (bad is None)
+    assert opt.skipped_steps == 2
+    opt.param_groups[0]["skip_nonfinite"] = False
+    params[1].grad[0] = torch.nan
+    opt.step()
+    assert params[1].isnan().tolist() == [True, False]
+
+
+def test_a_backward_pass_cannot_leave_out_a_whole_step():
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    ours.step_in_backward(model, ours.SGD, lr=0.5, skip_nonfinite=True)
+    with pytest.raises(RuntimeError, match="cannot leave out a whole step"):
+        model(torch.ones(2)).sum().backward()
+    assert torch.equal(model.weight.detach(), before)
+
+
+def test_updates_are_measured_as_on_arrays():
+    rng = np.random.default_rng(4)
+    arrays = [genesis.Parameter(rng.standard_normal(n).astype(np.float32)) for n in (40, 7)]
+    params = [Parameter(torch.tensor(array.data)) for array in arrays]
+    opt = ours.AdamW(
+        [{"params": params[:1]}, {"params": params[1:], "lr": 0.01}], lr=0.1, measure_updates=True
+    )
+    other = genesis.optim.AdamW(
+        [{"params": arrays[:1]}, {"params": arrays[1:], "lr": 0.01}], lr=0.1, measure_updates=True
+    )
+    assert opt.update_norm is None
+    for _ in range(2):
+        grads = [rng.standard_normal(array.shape).astype(np.float32) for array in arrays]
+        for param, array, grad in zip(params, arrays, grads):
+            param.grad, array.grad = torch.tensor(grad), grad
+        opt.step()
+        other.step()
+        assert opt.update_norm == other.update_norm
+        assert opt.update_ratios == other.update_ratios
+    opt.param_groups[0]["measure_updates"] = False
+    opt.step()
+    assert opt.update_ratios[0] is None
+    model = torch.nn.Linear(2, 1)
+    ours.step_in_backward(model, ours.SGD, lr=0.5, measure_updates=True)
+    with pytest.raises(RuntimeError, match="no step whose updates measure_updates could"):
+        model(torch.ones(2)).sum().backward()

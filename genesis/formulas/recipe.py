@@ -251,6 +251,17 @@ class Part:
         }
 
 
+class _ByChoice(dict):
+    """What there is for each choice of switches, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[tuple[bool, ...]], Written]):
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, choice: tuple[bool, ...]) -> Written:
+        return self.setdefault(choice, self._make(choice))  # of two threads' the first one's
+
+
 class Recipe:
     """What an optimizer's class is made of.
 
@@ -259,6 +270,8 @@ class Recipe:
         parts: the formulas. One that is alone gives the parameter; of several each gives the
             update that the next one takes, and the last one's is subtracted.
         file, line: where the class is made.
+        tried: whether the formulas are gone through with every choice of flags at once, so that what is
+            wrong with them is told here. Default: True; False: when such a choice is first made.
 
     Attributes:
         states: what fills each state buffer at first: a number, or the name of a hyper-parameter.
@@ -271,7 +284,9 @@ class Recipe:
         written: the code by the choice of these.
     """
 
-    def __init__(self, name: str, parts: Sequence[Part], file: str, line: int):
+    def __init__(
+        self, name: str, parts: Sequence[Part], file: str, line: int, *, tried: bool = True
+    ):
         self.name, self.parts, self.file, self.line = name, parts, file, line
         self.states: dict[str, float | str] = {}
         self.hypers: dict[str, Hyper] = {}
@@ -284,10 +299,9 @@ class Recipe:
         self.switches = [name for name, declared in self.hypers.items() if declared.switches]
         if len(self.switches) > MOST_FLAGS:
             parts[0].formula.refuse(", ".join(self.switches), f"more than {MOST_FLAGS} flags")
-        self.written = {
-            choice: self._written(dict(zip(self.switches, choice)))
-            for choice in itertools.product((False, True), repeat=len(self.switches))
-        }
+        self.written = _ByChoice(lambda choice: self._written(dict(zip(self.switches, choice))))
+        if tried:
+            self.every_written()
         self.named, self.next_carried = self._host_functions()
 
     def _host_functions(self) -> tuple[Callable, Callable]:
@@ -310,6 +324,11 @@ class Recipe:
             eval(f"lambda group, numbers, step: ({', '.join(calls)},)", {"functions": functions}),
             eval(f"lambda named: {{{', '.join(carried)}}}"),
         )
+
+    def every_written(self) -> list[Written]:
+        """The code for each choice of switches."""
+        choices = itertools.product((False, True), repeat=len(self.switches))
+        return [self.written[choice] for choice in choices]
 
     def written_for(self, group: Mapping[str, Any]) -> Written:
         """The code for a group's choice of switches."""
@@ -383,7 +402,7 @@ class Recipe:
     @property
     def sums(self) -> bool:
         """Whether, with some choice of flags, an update asks for sums over its tensor."""
-        return any(written.numbers for written in self.written.values())
+        return any(written.numbers for written in self.every_written())
 
     def evaluated(
         self,

@@ -58,7 +58,12 @@ def _yield(typing_context):
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
 given = add = clip = finish = totals_of = numbers_of = write_numbers = widen = None
 reserve = get = combine = None
+stored = read_back = add_short = SHORT_ZEROS = None
 TOTALS = NUMBERS = STATES = COUNT = ZEROS = None
+
+_SHORT = 512
+"""How many elements are measured in the update's own arithmetic before their sum is made a float64: each
+of the processor's lanes sees a few of them, and none of these lanes is lost to wider numbers."""
 
 _AHEAD = 4
 _AT_ONCE, _SHARES = 8, 16
@@ -206,6 +211,58 @@ def update_at_random(tensors, start, stop, hyper, moment):
     return hyper[0]
 
 
+def update_and_measure(tensors, start, stop, hyper, moment):
+    """As `update`; gives the squares of how far parameters moved and of what they were, summed up."""
+    own = given(tensors, hyper)
+    totals = ZEROS
+    first = start
+    while first < stop:
+        last = min(first + _SHORT, stop)
+        short = SHORT_ZEROS
+        for i in range(first, last):
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+            write(tensors[1:], i, (param,) + state)
+            change = stored(tensors, i, param) - values[1]
+            short = add_short(short, (change * change, values[1] * values[1]))
+        totals = add(totals, short)
+        first = last
+    return totals
+
+
+def update_at_random_and_measure(tensors, start, stop, hyper, moment):
+    """As `update_at_random`, and as `update_and_measure`."""
+    key = tensors[len(tensors) - 1]
+    own = given(tensors, hyper)
+    totals = ZEROS
+    first = start
+    while first < stop:
+        last = min(first + _SHORT, stop)
+        short = SHORT_ZEROS
+        for i in range(first, last):
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
+            write(tensors[1:], i, (param,) + state, key, moment)
+            change = stored(tensors, i, param) - values[1]
+            short = add_short(short, (change * change, values[1] * values[1]))
+        totals = add(totals, short)
+        first = last
+    return totals
+
+
+_MEASURING = {update: update_and_measure, update_at_random: update_at_random_and_measure}
+
+
+def as_computed(tensors, i, param):
+    """What a parameter is after an update that stores it as it was computed."""
+    return param
+
+
+def as_stored(tensors, i, param):
+    """What a parameter is after an update, where it was rounded when it was stored."""
+    return read_back(tensors[1:2], i)[0]
+
+
 def sum_up(tensors, start, stop, hyper, moment):
     """Sum up, over a chunk, what a rule needs to know of its tensor."""
     totals = ZEROS
@@ -310,6 +367,12 @@ class Bound:
         job = self._call(record, helping=True)
         return [*threads.calls(job, helpers), self._call(record)]
 
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        results = self._kept[-1]
+        assert results is not None
+        return results
+
     def _call(self, record: ctypes.Array, *, helping: bool = False) -> partial:
         """A call of the kernel, which keeps alive what the kernel knows by its address alone."""
         call = partial(self._kernel, ctypes.addressof(record), helping)
@@ -355,6 +418,10 @@ class Summed:
         """The calls that do the work, see `Bound`."""
         return [*self._sum_up.actions(), self._finish, *self._update.actions()]
 
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        return self._update.measured()
+
 
 def bind(
     rule: Callable,
@@ -366,6 +433,7 @@ def bind(
     clips: bool = False,
     moments: np.ndarray | None = None,
     sums: Sums | None = None,
+    measures: bool = False,
 ) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
     if averages:
@@ -377,8 +445,11 @@ def bind(
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
     numbers = 0 if sums is None else sums.numbers
-    kernel = _compiled(rule, process, table.storages, arithmetic, count, table.scattered, numbers)
-    bound = Bound(kernel, table, scalars, table.bytes_moved, moments)
+    kernel = _compiled(
+        rule, process, table.storages, arithmetic, count, table.scattered, numbers, measures
+    )
+    results = np.zeros((len(table.chunks), 2)) if measures else None
+    bound = Bound(kernel, table, scalars, table.bytes_moved, moments, results)
     if sums is None:
         return bound
     return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
@@ -458,6 +529,7 @@ def _compiled(
     scalars: int,
     scattered: bool = False,
     numbers: int = 0,
+    measures: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
     options = {"error_model": "numpy"}
@@ -486,8 +558,20 @@ def _compiled(
         names["given"] = _callable(found)
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
     what = title(rule, storages)
+    totals = 0
+    if measures:
+        process, totals = _MEASURING[process], 2
+        kept: Any = as_computed
+        if storages[1] != arithmetic:
+            back = {"read_back": storage.reader(storages[1:2], number)}
+            kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
+        names["stored"] = _callable(kept)
+        names["add"] = storage.adder(2, number)
+        names["add_short"] = storage.adder(2, number, number)
+        names["ZEROS"] = (0.0, 0.0)
+        names["SHORT_ZEROS"] = (np.dtype(arithmetic).type(0),) * 2
     return _working(
-        process, name, what, names, options, storages, columns, scalars, number, scattered
+        process, name, what, names, options, storages, columns, scalars, number, scattered, totals
     )
 
 

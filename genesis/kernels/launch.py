@@ -97,6 +97,7 @@ class Launch(OverTable):
         clips: bool,
         keys: Sequence[int] | None,
         sums: Sums | None,
+        measures: bool = False,
     ):
         super().__init__(columns, stream, keys, 0 if sums is None else sums.numbers)
         # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
@@ -106,7 +107,7 @@ class Launch(OverTable):
         self._packed = self._scalars.data
         self._moments = None if keys is None else np.zeros(1, np.int64)
         self._rule, self._sums = rule, sums
-        self._around = {"copy": copy, "averages": averages, "clips": clips}
+        self._around = {"copy": copy, "averages": averages, "clips": clips, "measures": measures}
         self._bind()
 
     def _bind(self) -> None:
@@ -157,6 +158,10 @@ class Launch(OverTable):
         """Update every tensor."""
         self._table.gather()
         commit(self.actions())
+
+    def measured(self) -> np.ndarray:
+        """How far parameters moved in the last update, by chunk, see `target.Update`."""
+        return self._update.measured()
 
     def cells(self) -> np.ndarray:
         """Where the table can be told that gradients have moved, see `table.Table.cells`."""
@@ -279,9 +284,10 @@ class FlatLaunch(Launch):
         averages: bool,
         keys: Sequence[int] | None,
         sums: Sums | None,
+        measures: bool,
     ):
         self._sizes, self._storages, self._device = sizes, storages, device
-        super().__init__(rule, (), scalars, stream, copy, averages, False, keys, sums)
+        super().__init__(rule, (), scalars, stream, copy, averages, False, keys, sums, measures)
         self.addresses = self._table.addresses[:, : len(storages)]
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
@@ -372,6 +378,7 @@ def prepare(
     clips: bool = False,
     keys: Sequence[int] | None = None,
     sums: Sums | None = None,
+    measures: bool = False,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
@@ -393,9 +400,11 @@ def prepare(
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
         sums: what the rule needs to know of each tensor as a whole. Default: None, nothing.
+        measures: whether an update notes how far the parameters of the second column move, for
+            `measured`. Default: False.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, copy, averages, clips, keys, sums)
+    return launch(rule, columns, scalars, stream, copy, averages, clips, keys, sums, measures)
 
 
 def prepare_flat(
@@ -410,6 +419,7 @@ def prepare_flat(
     averages: bool = False,
     keys: Sequence[int] | None = None,
     sums: Sums | None = None,
+    measures: bool = False,
 ) -> FlatLaunch:
     """As `prepare`, for tensors of which only addresses are known.
 
@@ -421,7 +431,9 @@ def prepare_flat(
         device: where they are. Default: "cpu".
         stream: on a GPU the stream to work on, by the number that CUDA has for it. Default: 0, the
             default stream.
-        copy, averages, keys, sums: see `prepare`.
+        copy, averages, keys, sums, measures: see `prepare`.
     """
     queue = compiling.target_named(device).stream_numbered(stream) if stream else None
-    return FlatLaunch(rule, sizes, storages, scalars, device, queue, copy, averages, keys, sums)
+    return FlatLaunch(
+        rule, sizes, storages, scalars, device, queue, copy, averages, keys, sums, measures
+    )

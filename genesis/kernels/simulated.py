@@ -135,7 +135,7 @@ def first_aligned(dtypes):
 
 
 @lru_cache(maxsize=None)
-def lane_updater(rule, dtypes, number, space=GLOBAL):
+def lane_updater(rule, dtypes, number, space=GLOBAL, measures=False):
     width = lanes(dtypes)
     kind = np.dtype(number.name).type
 
@@ -144,11 +144,16 @@ def lane_updater(rule, dtypes, number, space=GLOBAL):
             if (address + i * BYTES[dtype]) % VECTOR:
                 raise RuntimeError("a vector of elements that is not aligned")
         columns = [_memory(a, i, dtype, width) for a, dtype in zip(tensors, dtypes)]
+        sums = kind(0), kind(0)
         with np.errstate(all="ignore"):
             for lane in range(width):
                 grad, param, *state = (kind(column[lane]) for column in columns)
                 param, state = rule(param, grad * scale, tuple(state), hyper)
+                before = kind(columns[1][lane])
                 for column, value in zip(columns[1:], (param, *state)):
                     column[lane] = value
+                change = kind(columns[1][lane]) - before
+                sums = sums[0] + change * change, sums[1] + before * before
+        return sums if measures else None
 
     return update_lanes

@@ -326,7 +326,9 @@ def first_aligned(dtypes: tuple[str, ...]):
 
 
 @lru_cache(maxsize=None)
-def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int = GLOBAL):
+def lane_updater(
+    rule, dtypes: tuple[str, ...], number: types.Float, space: int = GLOBAL, measures: bool = False
+):
     """A function `(addresses, i, scale, hyper)` that updates elements `i` to `i + lanes(dtypes)`.
 
     All columns are loaded before the rule is applied and stored after it, each in pieces of 16
@@ -335,6 +337,8 @@ def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int 
     Args:
         rule: the rule as the target compiles it, callable from a kernel.
         dtypes: the storage types of the columns; the first, the gradient, is not stored.
+        measures: whether the function returns the squares of how far the parameters moved, as they are
+            stored, and of what they were, each summed up. Default: False.
     """
     width = lanes(dtypes)
 
@@ -367,11 +371,25 @@ def lane_updater(rule, dtypes: tuple[str, ...], number: types.Float, space: int 
                 address = builder.extract_value(tensors, column)
                 stored = [_narrowed(builder, value, dtype, number, space) for value in values]
                 _store_pieces(builder, address, i, dtype, stored, space)
-            return context.get_dummy_value()
+                if column == 1 and BYTES[dtype] == 2:
+                    values[:] = [_widened(builder, s, dtype, number, space) for s in stored]
+            if not measures:
+                return context.get_dummy_value()
+            changes = [builder.fsub(a, b) for a, b in zip(updated[0], vectors[1])]
+            sums = [_sum_of_squares(builder, each) for each in (changes, vectors[1])]
+            return context.make_tuple(builder, signature.return_type, sums)
 
-        return types.void(tensors, i, scale, hyper), generate
+        returned = types.UniTuple(number, 2) if measures else types.void
+        return returned(tensors, i, scale, hyper), generate
 
     return update_lanes
+
+
+def _sum_of_squares(builder, values):
+    first, *others = (builder.fmul(value, value) for value in values)
+    for square in others:
+        first = builder.fadd(first, square)
+    return first
 
 
 def _pointer(builder, address, i, dtype, space):

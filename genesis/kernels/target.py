@@ -23,6 +23,11 @@ class Update(Protocol):
     def actions(self) -> list[partial]:
         """The calls that update every tensor, for `commit`."""
 
+    def measured(self) -> np.ndarray:
+        """For each chunk the sums of squares of how far parameters moved in the last update, and of what
+        they were before it, float64, shape (chunks, 2); of an update that `measures`. Waits for a GPU.
+        """
+
 
 class Target(Protocol):
     """What `cpu` and `cuda` offer to tables and launches; `compiling.target_named` finds them.
@@ -44,6 +49,7 @@ class Target(Protocol):
         clips: bool = False,
         moments: np.ndarray | None = None,
         sums: Sums | None = None,
+        measures: bool = False,
     ) -> Update:
         """Compile a rule for a table.
 
@@ -59,6 +65,8 @@ class Target(Protocol):
                 rounded at random, in a way that follows from it. Default: None, to the nearest.
             sums: what the rule needs to know of each tensor; the table has `numbers` for it.
                 Default: None, nothing.
+            measures: whether the update notes how far parameters move: those of the table's second
+                column, as they are stored. Default: False.
         """
 
     def bind_transform(

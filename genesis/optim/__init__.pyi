@@ -34,11 +34,15 @@ class ADOPT(RuleOptimizer):
         decoupled_weight_decay: bool = False,
         clip_exp: float | None = 0.25,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ASGD(RuleOptimizer):
@@ -56,6 +60,8 @@ class ASGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -76,6 +82,8 @@ class FTRL(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LAMB(RuleOptimizer):
@@ -94,6 +102,8 @@ class LAMB(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LARS(RuleOptimizer):
@@ -111,6 +121,8 @@ class LARS(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class MARS(RuleOptimizer):
@@ -128,6 +140,8 @@ class MARS(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SGD(RuleOptimizer):
@@ -145,6 +159,8 @@ class SGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -162,11 +178,15 @@ class AdEMAMix(RuleOptimizer):
         eps: float = 1e-08,
         weight_decay: float = 0,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class AdaBelief(RuleOptimizer):
@@ -179,11 +199,15 @@ class AdaBelief(RuleOptimizer):
         weight_decay: float = 0,
         decoupled_weight_decay: bool = True,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class AdaBound(RuleOptimizer):
@@ -204,6 +228,8 @@ class AdaBound(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Adadelta(RuleOptimizer):
@@ -220,6 +246,8 @@ class Adadelta(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -240,6 +268,8 @@ class Adagrad(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -255,11 +285,14 @@ class Adam(RuleOptimizer):
         weight_decay: float = 0,
         amsgrad: bool = False,
         *,
+        cautious: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -276,11 +309,15 @@ class AdamW(RuleOptimizer):
         weight_decay: float = 0.01,
         amsgrad: bool = False,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -301,6 +338,8 @@ class Adamax(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -316,11 +355,14 @@ class Adan(RuleOptimizer):
         weight_decay: float = 0,
         no_prox: bool = False,
         *,
+        cautious: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LaProp(RuleOptimizer):
@@ -333,11 +375,15 @@ class LaProp(RuleOptimizer):
         weight_decay: float = 0,
         decoupled_weight_decay: bool = True,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Lion(RuleOptimizer):
@@ -348,11 +394,15 @@ class Lion(RuleOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class NAdam(RuleOptimizer):
@@ -366,11 +416,15 @@ class NAdam(RuleOptimizer):
         momentum_decay: float = 0.004,
         decoupled_weight_decay: bool = False,
         *,
+        cautious: bool = False,
+        cautious_weight_decay: bool = False,
         maximize: bool = False,
         master_weights: bool = False,
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -391,6 +445,8 @@ class RAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -412,6 +468,8 @@ class RMSprop(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -430,6 +488,8 @@ class Rprop(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -453,6 +513,8 @@ class ScheduleFreeAdamW(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(ScheduleFree):
@@ -472,6 +534,8 @@ class ScheduleFreeRAdam(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -490,6 +554,8 @@ class ScheduleFreeSGD(ScheduleFree):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SignSGD(RuleOptimizer):
@@ -505,6 +571,8 @@ class SignSGD(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class SparseAdam(RuleOptimizer):
@@ -520,6 +588,8 @@ class SparseAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class StableAdamW(RuleOptimizer):
@@ -536,6 +606,8 @@ class StableAdamW(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Yogi(RuleOptimizer):
@@ -555,4 +627,6 @@ class Yogi(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 
 from .. import hyper
-from .pieces import DECAY, IS_DECOUPLED, average, average_of_squares
+from .pieces import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    DECAY,
+    IS_DECOUPLED,
+    average,
+    average_of_squares,
+    cautiously,
+    check_cautious_decay,
+    shrunk,
+)
 from .rule import rule
 
 
-@rule
+@rule(check=check_cautious_decay)
 def AdaBelief(
     param,
     grad,
@@ -21,6 +31,8 @@ def AdaBelief(
     eps=hyper.epsilon(1e-16, "added to the variance in each update, and to the denominator"),
     weight_decay=DECAY,
     decoupled_weight_decay=IS_DECOUPLED,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     step,
 ):
     r"""AdaBelief: Adam that divides by how far gradients are from their average, not by their size.
@@ -58,11 +70,14 @@ def AdaBelief(
         stepsizes by the belief in observed gradients. NeurIPS 2020, https://arxiv.org/abs/2010.07468
     """
     beta1, beta2 = betas
-    if decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    else:
+    if not decoupled_weight_decay:
         grad = grad + weight_decay * param
     exp_avg = average(exp_avg, grad, beta1)
     exp_avg_var = average_of_squares(exp_avg_var, grad - exp_avg, beta2) + eps
     denom = math.sqrt(exp_avg_var) * (1 / (1 - beta2**step) ** 0.5) + eps
-    return param - lr / (1 - beta1**step) * exp_avg / denom, exp_avg, exp_avg_var
+    change = lr / (1 - beta1**step) * exp_avg / denom
+    if decoupled_weight_decay:
+        param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        change = cautiously(change, grad)
+    return param - change, exp_avg, exp_avg_var

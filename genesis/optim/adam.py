@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 
-from .pieces import AMSGRAD, DECOUPLED, L2, average, average_of_squares, larger
+from .pieces import (
+    AMSGRAD,
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    DECOUPLED,
+    L2,
+    average,
+    average_of_squares,
+    cautiously,
+    larger,
+    shrunk,
+)
 from .rule import rule
 
 
-def _moved(
-    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step
-):  # fmt: skip
-    """The parameter and its state after a step, whatever became of weight decay."""
+def _change(grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step):
+    """What a step subtracts, whatever becomes of weight decay, and the state after it."""
     beta1, beta2 = betas
     exp_avg = average(exp_avg, grad, beta1)
     exp_avg_sq = average_of_squares(exp_avg_sq, grad, beta2)
@@ -21,8 +30,7 @@ def _moved(
     # the cache, for at most one more rounding.
     denom = math.sqrt(max_exp_avg_sq if amsgrad else exp_avg_sq)
     denom = denom * (1 / (1 - beta2**step) ** 0.5) + eps
-    param = param - lr / (1 - beta1**step) * exp_avg / denom
-    return param, exp_avg, exp_avg_sq, max_exp_avg_sq
+    return lr / (1 - beta1**step) * exp_avg / denom, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
 @rule
@@ -38,6 +46,7 @@ def Adam(
     eps=1e-8,
     weight_decay=L2,
     amsgrad=AMSGRAD,
+    cautious=CAUTIOUS,
     step,
 ):
     r"""Adam: steps scaled by running averages of the gradient and of its square.
@@ -74,9 +83,12 @@ def Adam(
         ICLR 2018, https://openreview.net/forum?id=ryQu7f-RZ (amsgrad)
     """
     grad = grad + weight_decay * param
-    return _moved(
-        param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step
-    )  # fmt: skip
+    change, exp_avg, exp_avg_sq, max_exp_avg_sq = _change(
+        grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step
+    )
+    if cautious:
+        change = cautiously(change, grad)
+    return param - change, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
 @rule
@@ -92,6 +104,8 @@ def AdamW(
     eps=1e-8,
     weight_decay=DECOUPLED,
     amsgrad=AMSGRAD,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     step,
 ):
     r"""AdamW: Adam whose weight decay shrinks the parameter instead of entering the gradient.
@@ -106,7 +120,10 @@ def AdamW(
         \theta &\leftarrow \theta - \gamma \, \frac{m / (1 - \beta_1^t)}
             {\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    With `amsgrad` the largest :math:`v` so far takes the place of :math:`v` in the last line.
+    With `amsgrad` the largest :math:`v` so far takes the place of :math:`v` in the last line. With
+    `cautious`, elements of the subtracted term whose sign is not that of :math:`g` stay away, and the
+    others are longer for it; with `cautious_weight_decay`, elements do not shrink that the term lets
+    grow. (See `genesis.optim.pieces`, where there is also what other packages do.)
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`) and with amsgrad
     "max_exp_avg_sq".
@@ -124,9 +141,15 @@ def AdamW(
 
     References:
         Loshchilov, Hutter: Decoupled weight decay regularization. ICLR 2019,
-        https://arxiv.org/abs/1711.05101
+        https://arxiv.org/abs/1711.05101. Liang, Chen, Liu, Liu: Cautious optimizers: improving training
+        with one line of code. 2024, https://arxiv.org/abs/2411.16085 (cautious). Chen, Li, Liang, Su,
+        Xie, Pierse, Liang, Lao, Liu: Cautious weight decay. 2025, https://arxiv.org/abs/2510.12402
+        (cautious_weight_decay)
     """
-    param = param * (1 - lr * weight_decay)
-    return _moved(
-        param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step
-    )  # fmt: skip
+    change, exp_avg, exp_avg_sq, max_exp_avg_sq = _change(
+        grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step
+    )
+    param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        change = cautiously(change, grad)
+    return param - change, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import hyper
-from .pieces import average, average_of_squares
+from .pieces import CAUTIOUS, average, average_of_squares, cautiously
 from .rule import rule
 
 
@@ -30,6 +30,7 @@ def Adan(
         False,
         "shrink the parameter by `lr * weight_decay` of itself before the update, as AdamW does",
     ),
+    cautious=CAUTIOUS,
     step,
     first,
 ):
@@ -78,8 +79,11 @@ def Adan(
     exp_avg_sq = average_of_squares(exp_avg_sq, grad + beta2 * difference, beta3)
     denom = math.sqrt(exp_avg_sq) * (1 / (1 - beta3**step) ** 0.5) + eps
     ahead = lr / (1 - beta1**step) * exp_avg + lr * beta2 / (1 - beta2**step) * exp_avg_diff
+    change = ahead / denom
+    if cautious:
+        change = cautiously(change, grad)
     if no_prox:
-        param = param * (1 - lr * weight_decay) - ahead / denom
+        param = param * (1 - lr * weight_decay) - change
     else:
-        param = (param - ahead / denom) * (1 / (1 + lr * weight_decay))
+        param = (param - change) * (1 / (1 + lr * weight_decay))
     return param, exp_avg, exp_avg_diff, exp_avg_sq, grad

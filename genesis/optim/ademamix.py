@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 
 from .. import hyper
-from .pieces import SHRINKS, average, average_of_squares
+from .pieces import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    SHRINKS,
+    average,
+    average_of_squares,
+    cautiously,
+    shrunk,
+)
 from .rule import rule
 
 
@@ -48,6 +56,8 @@ def AdEMAMix(
     ),
     eps=1e-8,
     weight_decay=SHRINKS,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     slow_size,
     slow_decay,
     step,
@@ -74,7 +84,8 @@ def AdEMAMix(
         \quad \text{until } t = T \text{, and no more than } \beta_3
 
     Names are those of the authors' code, whose default `alpha` is 2, while other packages have 5. The
-    paper trains with warm-ups, without which a large `alpha` may diverge early on.
+    paper trains with warm-ups, without which a large `alpha` may diverge early on. `cautious` is about
+    both averages together; in `pytorch_optimizer` it leaves out the slow one.
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_slow" (:math:`s`), "exp_avg_sq"
     (:math:`v`).
@@ -95,10 +106,13 @@ def AdEMAMix(
         https://arxiv.org/abs/2409.03137
     """
     beta1, beta2, _ = betas
-    param = param * (1 - lr * weight_decay)
     exp_avg = average(exp_avg, grad, beta1)
     exp_avg_slow = average(exp_avg_slow, grad, slow_decay)
     exp_avg_sq = average_of_squares(exp_avg_sq, grad, beta2)
     denom = math.sqrt(exp_avg_sq) * (1 / (1 - beta2**step) ** 0.5) + eps
     mixed = 1 / (1 - beta1**step) * exp_avg + slow_size * exp_avg_slow
-    return param - lr * mixed / denom, exp_avg, exp_avg_slow, exp_avg_sq
+    change = lr * mixed / denom
+    param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        change = cautiously(change, grad)
+    return param - change, exp_avg, exp_avg_slow, exp_avg_sq

@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 
 from .. import hyper
-from .pieces import DECOUPLES, L2, average, average_of_squares, bounded, larger
+from .pieces import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    DECOUPLES,
+    L2,
+    average,
+    average_of_squares,
+    bounded,
+    cautiously,
+    check_cautious_decay,
+    larger,
+    shrunk,
+)
 from .rule import rule
 
 
@@ -18,7 +30,7 @@ def _numbers(step, *, clip_exp):
     }
 
 
-@rule(numbers=_numbers)
+@rule(numbers=_numbers, check=check_cautious_decay)
 def ADOPT(
     param,
     grad,
@@ -36,6 +48,8 @@ def ADOPT(
         low=0,
         unset=True,
     ),
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     longest,
     starts,
 ):
@@ -83,8 +97,11 @@ def ADOPT(
         grad = grad + weight_decay * param
     if starts:
         return param, exp_avg, grad * grad
-    if decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
     normed = bounded(grad / larger(math.sqrt(exp_avg_sq), eps), -longest, longest)
     exp_avg = average(exp_avg, normed, betas[0])
-    return param - lr * exp_avg, exp_avg, average_of_squares(exp_avg_sq, grad, betas[1])
+    change = lr * exp_avg
+    if decoupled_weight_decay:
+        param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        change = cautiously(change, normed)
+    return param - change, exp_avg, average_of_squares(exp_avg_sq, grad, betas[1])

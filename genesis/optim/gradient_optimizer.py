@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import checks
 from ..nn.utils.clip_grad import norm_and_finite
-from . import gradients, hooks
+from . import gradients, hooks, measured, options
 from .optimizer import Optimizer
 
 Ending = Callable[[Iterable[partial]], None]
@@ -22,6 +22,9 @@ class GradientOptimizer(Optimizer):
 
     A subclass defines `_apply`. For all else see `Optimizer`.
     """
+
+    skipped_steps = 0
+    """How many steps were left out, by `skip_nonfinite` or `scaled_step`; not kept in state dicts."""
 
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         super().__init__(params, defaults)
@@ -35,6 +38,7 @@ class GradientOptimizer(Optimizer):
         grads: Any = None,
         max_norm: float | None = None,
         clip_value: float | None = None,
+        skip_nonfinite: bool | None = None,
     ) -> Any:
         """Update every parameter that has a gradient.
 
@@ -58,6 +62,11 @@ class GradientOptimizer(Optimizer):
                 clipping.
             clip_value: the magnitude that an element of a gradient may have at most, at least 0, as
                 `clip_grad_value_` does, but without writing gradients. Default: None, no clipping.
+            skip_nonfinite: if a gradient has an inf or a NaN in it, leave the step out, whole:
+                parameters, state, step counts and averages stay as they are, `step_skipped` is True,
+                and no hook is called afterwards. The closure has been called; gradients stay, so that
+                accumulated ones have to be cleared. Leave the schedule's step out, too. Default: None,
+                as the groups' option of this name says.
 
         Returns:
             The closure's loss, or without a closure the optimizer itself, so that
@@ -77,7 +86,13 @@ class GradientOptimizer(Optimizer):
             >>> params["b"]
             array([-0.5, -0.5])
         """
-        return self._step(closure, grads=grads, max_norm=max_norm, clip_value=clip_value)
+        return self._step(
+            closure,
+            grads=grads,
+            max_norm=max_norm,
+            clip_value=clip_value,
+            skip_nonfinite=skip_nonfinite,
+        )
 
     def scaled_step(
         self,
@@ -116,6 +131,7 @@ class GradientOptimizer(Optimizer):
             hooks.call(step, (self,), given)
         else:
             self.step_skipped = True
+            self.skipped_steps += 1
         return None if self.step_skipped else self
 
     def _views(self, grads: Any) -> list[np.ndarray]:
@@ -132,6 +148,7 @@ class GradientOptimizer(Optimizer):
         grads: Any = None,
         max_norm: float | None = None,
         clip_value: float | None = None,
+        skip_nonfinite: bool | None = None,
         _inverse_scale: float | None = None,
         _ending: Ending | None = None,
     ) -> Any:
@@ -145,6 +162,8 @@ class GradientOptimizer(Optimizer):
                     f"give max_norm or clip_value, but not both: got max_norm={max_norm} and "
                     f"clip_value={clip_value}"
                 )
+        if skip_nonfinite is not None:
+            options.HYPERS["skip_nonfinite"].check("skip_nonfinite", skip_nonfinite)
         result: Any = self
         if closure is not None:
             if not callable(closure):
@@ -158,8 +177,16 @@ class GradientOptimizer(Optimizer):
                 )
             result, grads = gradients.of_closure(closure())
         given = None if grads is None else self._given(grads)
+        if _inverse_scale is None and self._skips(skip_nonfinite):
+            _inverse_scale = 1.0  # what is done for a loss scaler
         self._apply(given, max_norm, clip_value, _inverse_scale, _ending)
+        if self.step_skipped:
+            self.skipped_steps += 1
         return result
+
+    def _skips(self, skip_nonfinite: bool | None) -> bool:
+        """Whether a step with this argument is left out if a gradient is not finite."""
+        return options.skips(self.param_groups) if skip_nonfinite is None else skip_nonfinite
 
     def _apply(
         self,
@@ -187,11 +214,46 @@ class GradientOptimizer(Optimizer):
     def grad_norm(self) -> float | None:
         """The norm of all gradients at the last `step(max_norm=...)`, before clipping, else None.
 
-        On a GPU, where `step` itself waits for nothing, asking for it waits for the step.
+        A step that looks whether gradients are finite knows it, too; where they are not, it is inf or
+        NaN. On a GPU, where `step` itself waits for nothing, asking for it waits for the step.
         """
         if callable(self._grad_norm):
             self._grad_norm = self._grad_norm()
         return self._grad_norm
+
+    @property
+    def update_norm(self) -> float | None:
+        """The norm of the last step's change of all parameters in groups with `measure_updates`.
+
+        That is of what they are after the step minus what they were before, as they are stored, or of
+        their masters. 0 after a step that was left out; None if no group measures. No bit depends on
+        threads or grouping. On a GPU, where `step` waits for nothing, asking for it waits for the step.
+
+        Example:
+            >>> import numpy as np, genesis
+            >>> params = {"x": np.array([3.0, 4.0])}
+            >>> opt = genesis.optim.SGD(params, lr=0.5, measure_updates=True)
+            >>> opt.step(grads={"x": np.array([3.0, 4.0])}).update_norm
+            2.5
+            >>> opt.update_ratios
+            [0.5]
+        """
+        changes = self._changes()
+        return None if changes is None else measured.norm(changes)
+
+    @property
+    def update_ratios(self) -> list[float | None] | None:
+        """For each group the norm of the last step's change over that of its parameters before it.
+
+        It is inf where all parameters were 0 and some moved, None for a group without
+        `measure_updates`. See `update_norm`. About 1e-3 is usual in training; far less is slow.
+        """
+        changes = self._changes()
+        return None if changes is None else measured.ratios(changes)
+
+    def _changes(self) -> measured.Changes | None:
+        """What each group has noted in the last step, see `measured`; None if none has."""
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_grad_norm": self.grad_norm}

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 
-from .pieces import DECAY, IS_DECOUPLED, average, average_of_squares
+from .pieces import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    DECAY,
+    IS_DECOUPLED,
+    average,
+    average_of_squares,
+    cautiously,
+    check_cautious_decay,
+    shrunk,
+)
 from .rule import rule
 
 
-@rule
+@rule(check=check_cautious_decay)
 def LaProp(
     param,
     grad,
@@ -20,6 +30,8 @@ def LaProp(
     eps=1e-15,
     weight_decay=DECAY,
     decoupled_weight_decay=IS_DECOUPLED,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     step,
 ):
     r"""LaProp: Adam whose gradients are divided before they are averaged.
@@ -62,11 +74,14 @@ def LaProp(
         https://arxiv.org/abs/2002.04839
     """
     beta1, beta2 = betas
-    if decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    else:
+    if not decoupled_weight_decay:
         grad = grad + weight_decay * param
     exp_avg_sq = average_of_squares(exp_avg_sq, grad, beta2)
     denom = math.sqrt(exp_avg_sq) * (1 / (1 - beta2**step) ** 0.5) + eps
     exp_avg = average(exp_avg, grad / denom, beta1)
-    return param - lr / (1 - beta1**step) * exp_avg, exp_avg, exp_avg_sq
+    change = lr / (1 - beta1**step) * exp_avg
+    if decoupled_weight_decay:
+        param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        change = cautiously(change, grad)
+    return param - change, exp_avg, exp_avg_sq

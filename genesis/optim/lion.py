@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import hyper
-from .pieces import SHRINKS, average, sign
+from .pieces import CAUTIOUS, CAUTIOUS_DECAY, SHRINKS, average, cautiously, shrunk, sign
 from .rule import rule
 
 
@@ -18,6 +18,8 @@ def Lion(
         0.9, 0.99, text="how much the average counts for in an update, and its own decay rate"
     ),
     weight_decay=SHRINKS,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
 ):
     r"""Lion: the sign of a momentum in which the newest gradient counts for more.
 
@@ -51,5 +53,7 @@ def Lion(
         optimization algorithms. NeurIPS 2023, https://arxiv.org/abs/2302.06675
     """
     update = sign(average(exp_avg, grad, betas[0]))
-    param = param * (1 - lr * weight_decay) - lr * update
-    return param, average(exp_avg, grad, betas[1])
+    param = shrunk(param, lr * weight_decay, update, cautious_weight_decay)
+    if cautious:
+        update = cautiously(update, grad)
+    return param - lr * update, average(exp_avg, grad, betas[1])

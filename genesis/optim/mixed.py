@@ -13,7 +13,7 @@ from ..commit import commit, prepared
 from ..kernels import reductions
 from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
-from . import arrays, ema, gradients, members, shown
+from . import arrays, ema, gradients, measured, members, shown
 from .adam import AdamW
 from .gradient_optimizer import Ending, GradientOptimizer
 from .group import put
@@ -245,6 +245,15 @@ class Mixed(GradientOptimizer):
                 raise
             name = type(parts[reached][0]).__name__
             raise type(error)(f"{error} (counted among those of {name})") from None
+
+    def _changes(self) -> measured.Changes | None:
+        found: list[Any] = [None] * len(self.param_groups)
+        for part, rows in self._sorted():
+            changes = part._changes() or [None] * len(rows)
+            for row, each in zip(rows, changes):
+                # What a step leaves out, no part of it knows of.
+                found[row] = measured.NOTHING if self.step_skipped and each is not None else each
+        return found if any(each is not None for each in found) else None
 
     def _check_apart(self, views: list[gradients.Views]) -> None:
         """Raise ValueError if optimizers would write what others read or write."""

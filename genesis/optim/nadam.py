@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 
 from .. import hyper
-from .pieces import DECOUPLES, L2, average, average_of_squares
+from .pieces import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    DECOUPLES,
+    L2,
+    average,
+    average_of_squares,
+    cautiously,
+    check_cautious_decay,
+    shrunk,
+)
 from .rule import rule
 
 
@@ -21,7 +31,7 @@ def _numbers(step, mu_product=1.0, *, lr, betas, momentum_decay):
     }
 
 
-@rule(numbers=_numbers)
+@rule(numbers=_numbers, check=check_cautious_decay)
 def NAdam(
     param,
     grad,
@@ -34,6 +44,8 @@ def NAdam(
     weight_decay=L2,
     momentum_decay=hyper.non_negative(4e-3, "how fast the momentum rises to its full strength"),
     decoupled_weight_decay=DECOUPLES,
+    cautious=CAUTIOUS,
+    cautious_weight_decay=CAUTIOUS_DECAY,
     grad_size,
     avg_size,
     step,
@@ -72,12 +84,15 @@ def NAdam(
         https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Loshchilov, Hutter: Decoupled weight
         decay regularization. ICLR 2019, https://arxiv.org/abs/1711.05101 (decoupled_weight_decay)
     """
-    if decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    else:
+    if not decoupled_weight_decay:
         grad = grad + weight_decay * param
     exp_avg = average(exp_avg, grad, betas[0])
     exp_avg_sq = average_of_squares(exp_avg_sq, grad, betas[1])
     denom = math.sqrt(exp_avg_sq / (1 - betas[1] ** step)) + eps
-    param = param - grad_size * grad / denom
-    return param - avg_size * exp_avg / denom, exp_avg, exp_avg_sq
+    by_grad, by_average = grad_size * grad / denom, avg_size * exp_avg / denom
+    change = by_grad + by_average
+    if decoupled_weight_decay:
+        param = shrunk(param, lr * weight_decay, change, cautious_weight_decay)
+    if cautious:
+        return param - cautiously(change, grad), exp_avg, exp_avg_sq
+    return param - by_grad - by_average, exp_avg, exp_avg_sq

@@ -64,7 +64,8 @@ class Optimizer:
     """The names of the numbers that state shows."""
     _said_no_gradients = False
     step_skipped = False
-    """Whether the last step did nothing, since a loss scaler found inf or NaN."""
+    """Whether the last step did nothing, since gradients had inf or NaN in them: see `skip_nonfinite`
+    and loss scalers."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -403,7 +404,8 @@ class Optimizer:
         groups: list[dict] = []
         owner: dict[Any, Parameter] = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups)):
-            optional = {name: group[name] for name in self._options if name in group}
+            further = (n for n, each in self._hypers.items() if getattr(each, "further", False))
+            optional = {n: group[n] for n in (*self._options, *further) if n in group}
             missing = {"params", *self.defaults} - optional.keys() - saved.keys()
             if missing:
                 raise ValueError(

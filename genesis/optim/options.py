@@ -1,12 +1,12 @@
 """What every elementwise optimizer can be told besides its formula's hyper-parameters.
 
-In which data types it keeps its state, how it rounds what it stores in 16 bits, and whether it keeps
-an average of the parameters.
+In which data types it keeps its state, how it rounds what it stores in 16 bits, whether it keeps an
+average of the parameters, and what it does about gradients that are not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -34,12 +34,23 @@ class Options(TypedDict, total=False):
         and costs no pass of its own: at a parameter's first step it is what the parameter became, and
         from then on `ema = ema_decay * ema + (1 - ema_decay) * parameter`. `swap_ema()` lets
         parameters show it. Default: None, no average.
+    skip_nonfinite: leave a step out, whole, if a gradient of any group has an inf or a NaN in it, as a
+        loss scaler does; one group that asks for it will do. Nothing is written then, neither state
+        nor step counts, `step_skipped` says so and `skipped_steps` counts. It takes a pass over the
+        gradients, the one that `max_norm` takes as well, and on a GPU waits for it. Default: False;
+        `step(skip_nonfinite=...)` decides for one step.
+    measure_updates: note in the update's own pass how far parameters move, for `update_norm` and
+        `update_ratios`. What moves is the parameter as it is stored, or its master, if there is one.
+        Sums are float64, of pieces of at most 512 elements (on a GPU 4096) that are summed in the
+        update's arithmetic. It costs no pass. Default: False.
     """
 
     master_weights: bool
     state_dtype: str | None
     stochastic_rounding: bool
     ema_decay: float | None
+    skip_nonfinite: bool
+    measure_updates: bool
 
 
 HYPERS = {
@@ -47,6 +58,8 @@ HYPERS = {
     "state_dtype": hyper.word(tuple(STATE_TYPES)),
     "stochastic_rounding": hyper.flag(False),
     "ema_decay": hyper.number(None, low=0, most=1, unset=True),
+    "skip_nonfinite": hyper.flag(False),
+    "measure_updates": hyper.flag(False),
 }
 """The declarations of these options."""
 
@@ -56,12 +69,13 @@ before `swap_ema`."""
 
 
 class InForce(NamedTuple):
-    """What a group's options say of the state: what changes with them is laid out anew."""
+    """What a group's options say of state and kernels: what changes with them is laid out anew."""
 
     master_weights: bool
     state_dtype: np.dtype | None
     stochastic_rounding: bool
     averages: bool
+    measures: bool
 
 
 def of(group: Mapping[str, Any]) -> InForce:
@@ -72,7 +86,13 @@ def of(group: Mapping[str, Any]) -> InForce:
         None if name is None else STATE_TYPES[name],
         group.get("stochastic_rounding", False),
         group.get("ema_decay") is not None,
+        group.get("measure_updates", False),
     )
+
+
+def skips(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a step is to be left out if a gradient is not finite."""
+    return any(group.get("skip_nonfinite") for group in groups)
 
 
 def weights(group: Mapping[str, Any], begins: bool) -> tuple[float, float]:

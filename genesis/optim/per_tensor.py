@@ -12,7 +12,7 @@ from ..commit import assign, prepared
 from ..kernels import reductions
 from ..nn.utils.clip_grad import norm_and_finite
 from ..parameter import Parameter
-from . import arrays, members
+from . import arrays, members, options
 from .gradient_optimizer import Ending, GradientOptimizer
 from .gradients import Views
 
@@ -29,6 +29,8 @@ class PerTensor(GradientOptimizer):
     of one more copy of parameters and state while a step lasts; a subclass whose kernels can do
     without defines `_updates` instead of `_update`.
     """
+
+    _options = {"skip_nonfinite": options.HYPERS["skip_nonfinite"]}  # noqa: RUF012
 
     def _names(self, parameter: Parameter) -> tuple[str, ...]:
         """The names of the state buffers of a parameter."""

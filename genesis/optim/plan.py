@@ -153,6 +153,7 @@ class Plan:
                 averages=self.options.averages,
                 clips=clips,
                 sums=self.written.sums,
+                measures=self.options.measures,
                 keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()
@@ -370,6 +371,10 @@ class ChangedMeanwhileError(RuntimeError):
 class StepPlan:
     """The plans of all groups of an optimizer.
 
+    Attributes:
+        measuring: for each group the launches that note how far parameters move, or None; None, no
+            group has any.
+
     Args:
         plans: a plan for each group.
         before: the plans of the last step, if there are any.
@@ -389,6 +394,13 @@ class StepPlan:
         self._none_given: list[Views | None] = [None] * len(plans)
         self._clips = any(plan.clips for plan in plans)
         self.indirect = [plan for plan in plans if plan.indirect]
+        measures = [plan.options.measures for plan in plans]
+        self.measuring: list[list[kernels.Launch] | None] | None = None
+        if any(measures):
+            self.measuring = [
+                [bucket.launch for bucket in plan.buckets] if does else None
+                for plan, does in zip(plans, measures)
+            ]
         self._new = True
         self._kept: list[partial] | None = None
         self._views = [view for plan in plans for view in plan.views]

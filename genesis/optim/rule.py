@@ -87,7 +87,9 @@ def rule(
         )
     formula = Formula(function, "rule", ("param", "grad"))
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
-    recipe = Recipe(formula.name, [part], formula.file, formula.line)
+    # The package's own formulas are known to be right, and there are many of them to import.
+    tried = not formula.module.startswith(f"{__package__}.")
+    recipe = Recipe(formula.name, [part], formula.file, formula.line, tried=tried)
     if not (isinstance(base, type) and issubclass(base, RuleOptimizer)) or hasattr(base, "_recipe"):
         formula.refuse(
             f"base={base!r}",
@@ -158,8 +160,6 @@ def _made(
     base: type[RuleOptimizer] = RuleOptimizer,
 ) -> type[RuleOptimizer]:
     """The class for a recipe, as it is known in a module."""
-    needs = [set(written.states) for written in recipe.written.values()]
-    needed, ever = set.intersection(*needs), set.union(*needs)
     positional = _positional(recipe)
     flags = torch_flags.of(recipe.name, module)
     body = {
@@ -170,13 +170,29 @@ def _made(
         "_positional": positional,
         "_hypers": {**recipe.hypers, "maximize": _MAXIMIZE, **base._hypers},
         "_flags": flags,
-        "_always": tuple(name for name in recipe.states if name in needed),
-        "_sometimes": (*(n for n in recipe.states if n in ever - needed), *base._sometimes),
+        "_always": _Buffers(recipe, always=True),
+        "_sometimes": _Buffers(recipe, base._sometimes, always=False),
         "_numbers": ("step", *recipe.carried),
         **(further or {}),
     }
     body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)
     return type(recipe.name, (base,), body)
+
+
+class _Buffers:
+    """The names of the state buffers that a formula reads whatever its flags are, or of the others.
+
+    It takes all of these choices to know, so a class has it by asking.
+    """
+
+    def __init__(self, recipe: Recipe, further: tuple[str, ...] = (), *, always: bool):
+        self._recipe, self._further, self._always = recipe, further, always
+
+    def __get__(self, instance: Any, owner: Any) -> tuple[str, ...]:
+        needs = [set(written.states) for written in self._recipe.every_written()]
+        needed, ever = set.intersection(*needs), set.union(*needs)
+        wanted = needed if self._always else ever - needed
+        return (*(name for name in self._recipe.states if name in wanted), *self._further)
 
 
 _MAXIMIZE = hyper.flag(False, "go up the gradient instead of down")
@@ -208,7 +224,7 @@ def _positional(recipe: Recipe) -> tuple[str, ...]:
     """The hyper-parameters that may be given by position: none after one that has to be named."""
     names: list[str] = []
     for name, declared in recipe.hypers.items():
-        if (
+        if getattr(declared, "further", False) or (
             names
             and declared.default is REQUIRED
             and recipe.hypers[names[-1]].default is not REQUIRED
@@ -225,8 +241,9 @@ _PARAMS = (
     "Parameter)` pairs, or of group dicts."
 )
 _OPTIONS = (
-    "master_weights, state_dtype, stochastic_rounding, ema_decay: how state is kept and rounded, and "
-    "an average of the parameters, see `genesis.optim.options.Options`."
+    "master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite, measure_updates: how "
+    "state is kept and rounded, an average of the parameters, what is done about gradients that are not "
+    "finite, and whether steps are measured, see `genesis.optim.options.Options`."
 )
 _FLAGS = (
     "torch's, which choose among its implementations: accepted so that its code runs, and ignored."

@@ -14,7 +14,7 @@ from ..formulas import OfSettings, Recipe, Sums
 from ..hyper import REQUIRED
 from ..parameter import Parameter
 from ..sparse import RowsView
-from . import ema, members, options, spelling, torch_flags
+from . import ema, measured, members, options, spelling, torch_flags
 from .gradient_optimizer import Ending, GradientOptimizer
 from .gradients import Views
 from .plan import ChangedMeanwhileError, Plan, StepPlan
@@ -40,6 +40,8 @@ class RuleOptimizer(GradientOptimizer):
     _takes_dense: ClassVar[bool] = True
     _flags: ClassVar[tuple[str, ...]] = ()
     """The arguments of `torch_flags` that the constructor takes."""
+    _measuring: list[list[kernels.Launch] | None] | None = None
+    """The launches of the last step that have noted how far parameters moved, see `StepPlan`."""
 
     def __init__(self, params: Iterable, *args: Any, maximize: bool = False, **given: Any):
         # The plan of the last step. A step takes it out, so that no other thread has it too, and puts
@@ -107,6 +109,11 @@ class RuleOptimizer(GradientOptimizer):
                 "without gradient would stand still: keep them with "
                 "genesis.optim.swa_utils.AveragedParameters"
             )
+        if is_sparse and group.get("measure_updates"):
+            raise TypeError(
+                f"{type(self).__name__} takes no SparseGrad with measure_updates, since its update "
+                "looks at a few rows of the parameter only: set measure_updates=False for this group"
+            )
 
     # ---- the step ----
 
@@ -133,15 +140,21 @@ class RuleOptimizer(GradientOptimizer):
                 for plan in step.plans:
                     plan.release()
                 self.step_skipped, self._plans = True, [step]
+                if step.measuring is not None:
+                    self._measuring = [None if each is None else [] for each in step.measuring]
                 return
         for plan in step.indirect:
             plan.gather()
         # Here it happens, as one instruction of the interpreter.
         (ending or commit)(step.actions())
         self._step_count += 1
+        self._measuring = step.measuring
         for plan in step.indirect:
             plan.release()
         self._plans.append(step)
+
+    def _changes(self) -> measured.Changes | None:
+        return None if self._measuring is None else measured.of_launches(self._measuring)
 
     def _planned(self, given: list[Views] | None, clips: bool) -> StepPlan:
         """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
@@ -321,7 +334,7 @@ class RuleOptimizer(GradientOptimizer):
         return zeroing is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stream": None, "_plans": []}
+        return {**super().__getstate__(), "_stream": None, "_plans": [], "_measuring": None}
 
     # ---- the formula by itself ----
 

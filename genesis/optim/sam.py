@@ -39,10 +39,11 @@ class SAM(Wrapper):
     to the last bit, and the inner optimizer makes its step with the gradient that was found there.
     Whatever ends the second evaluation, an error or Ctrl-C, parameters are as they were.
 
-    All else is the inner optimizer's: groups, state, schedules, `max_norm` and `clip_value`, which count
-    for the second gradient. A group that maximizes moves the other way. The norm waits for a GPU. A step
-    needs memory for one copy of all parameters, two if adaptive. Layers that keep statistics, such as
-    batch normalization, should take them from the first of the two evaluations only.
+    All else is the inner optimizer's: groups, state, schedules, `max_norm` and `clip_value`, which
+    count for the second gradient; `skip_nonfinite` looks at both. A group that maximizes moves the
+    other way. The norm waits for a GPU. A step needs memory for one copy of all parameters, two if
+    adaptive. Layers that keep statistics, such as batch normalization, should take them from the first
+    of the two evaluations only.
 
     Args:
         optimizer: the optimizer that makes the steps, `genesis.optim.SGD(...)` for example; not `LBFGS`.
@@ -112,7 +113,14 @@ class SAM(Wrapper):
         RHO.check("rho", self.rho)
         ADAPTIVE.check("adaptive", self.adaptive)
         loss, tree = gradients.of_closure(closure())
-        move, back, parameters = self._ways(self._per_group(tree))
+        views = self._per_group(tree)
+        if self._skips(given.get("skip_nonfinite")):
+            found = [view for each in views for view in each if view is not None]
+            if not norm_and_finite(found, 1.0)[1]:
+                self.step_skipped = True
+                self.skipped_steps += 1
+                return loss
+        move, back, parameters = self._ways(views)
         # Whatever ends the second evaluation: the way back is ready before the first step away.
         outcome = prepared(back)
         try:

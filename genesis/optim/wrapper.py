@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..parameter import Parameter
-from . import hooks, shown
+from . import hooks, measured, shown
 from .gradient_optimizer import Ending, GradientOptimizer
 from .state import State
 
@@ -99,6 +99,18 @@ class Wrapper(GradientOptimizer):
     def grad_norm(self) -> float | None:
         """The norm of gradients at the inner optimizer's last `step(max_norm=...)`, else None."""
         return self.optimizer.grad_norm
+
+    @property
+    def skipped_steps(self) -> int:  # type: ignore[override]
+        """How many steps the inner optimizer has left out, see `GradientOptimizer`."""
+        return self.optimizer.skipped_steps
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self.optimizer.skipped_steps = count
+
+    def _changes(self) -> measured.Changes | None:
+        return self.optimizer._changes()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..optim import options
 from .stepping import FusedStep, Paths
 
 
@@ -83,6 +84,16 @@ class _Part:
             return
         group, row = place
         groups = optimizer.param_groups
+        if options.skips(groups):
+            raise RuntimeError(
+                "step_in_backward updates each parameter before the gradients of others are known, so "
+                "that skip_nonfinite cannot leave out a whole step: set it to False in every group"
+            )
+        if any(each.get("measure_updates") for each in groups):
+            raise RuntimeError(
+                "step_in_backward makes no step whose updates measure_updates could measure together: "
+                "set it to False in every group"
+            )
         own.state, own.strict = optimizer.state, optimizer.strict
         own.param_groups = [{**groups[group], "params": self._params}]
         own._first = sum(len(groups[i]["params"]) for i in range(group)) + row

@@ -11,13 +11,21 @@ from typing import Any, ClassVar
 import torch
 
 from .. import optim
+from ..optim import options, pieces
 from .plan import Formula, state_type
 from .stepping import FusedStep
 
 
 def _formula(rule: Any) -> Formula:
     """What a rule of genesis does, with state as torch keeps it."""
-    return Formula(rule._recipe, rule._numbers, completes=False)
+    return Formula(rule._recipe, rule._numbers, completes=False, check=rule._check_settings)
+
+
+_WITH_CAUTION = {
+    **options.HYPERS,
+    "cautious": pieces.CAUTIOUS,
+    "cautious_weight_decay": pieces.CAUTIOUS_DECAY,
+}
 
 
 class _OneFormula(FusedStep):
@@ -43,8 +51,12 @@ class _EitherAdam(FusedStep):
         True: _formula(optim.AdamW),
     }
 
+    _further = _WITH_CAUTION
+
     def _formula(self, group: dict[str, Any]) -> Formula:
-        return self._formulas[bool(group["decoupled_weight_decay"])]
+        decoupled = bool(group["decoupled_weight_decay"])
+        pieces.check_cautious_decay(group.get("cautious_weight_decay", False), decoupled)
+        return self._formulas[decoupled]
 
 
 class Adam(_EitherAdam, torch.optim.Adam):
@@ -89,6 +101,7 @@ class NAdam(_OneFormula, torch.optim.NAdam):
     """`torch.optim.NAdam`, whose step is a launch of genesis; see `genesis.torch`."""
 
     _its_formula = _formula(optim.NAdam)
+    _further = _WITH_CAUTION
 
 
 class RAdam(_OneFormula, torch.optim.RAdam):

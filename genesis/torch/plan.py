@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import hyper, kernels
 from ..formulas import Recipe
+from ..hyper import Flag
 from ..optim import options
 from .tensors import (
     PLAIN,
@@ -41,6 +42,9 @@ from .tensors import (
     unreachable,
 )
 
+if TYPE_CHECKING:
+    from ..formulas import OfSettings
+
 _TORCH = {name: dtype for dtype, name in TYPES.items()}
 _NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
 State = dict[Tensor, dict[str, Any]]
@@ -53,16 +57,24 @@ class Formula(NamedTuple):
         recipe: what an update is made of.
         numbers: the names of the numbers that state holds, each as a tensor of one element.
         completes: whether state that is there in part is completed, or left to torch.
+        check: raises ValueError for settings that are impossible together. Default: None.
     """
 
     recipe: Recipe
     numbers: tuple[str, ...]
     completes: bool
+    check: OfSettings | None = None
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What a group says of the hyper-parameters, in Python's numbers."""
-        found = {name: plain(group[name]) for name in self.recipe.hypers}
+        found = {
+            # Torch's optimizers have no entry for flags of genesis' own, unless they are given.
+            name: plain(group.get(name, False) if isinstance(declared, Flag) else group[name])
+            for name, declared in self.recipe.hypers.items()
+        }
         found["maximize"] = group["maximize"]
+        if self.check is not None:
+            self.check(found)
         for name, declared in options.HYPERS.items():
             if name in group:
                 declared.check(name, group[name])
@@ -209,6 +221,7 @@ class Bucket:
             averages=self.averages,
             keys=keys,
             sums=self.written.sums,
+            measures=self.options.measures,
         )
         self._lasting = list(chain(*others))
         answering = handles()
@@ -617,6 +630,19 @@ class Plan:
         if kernels.MOVED in verdicts:
             return not self._sharing()
         return not any(verdicts)
+
+    def measuring(self) -> list[list[Any] | None] | None:
+        """For each group the launches that note how far parameters move, or None; None: no group has."""
+        found: list[list[Any] | None] = [
+            [] if settings.get("measure_updates") else None for settings in self.settings
+        ]
+        if found.count(None) == len(found):
+            return None
+        for bucket in self.buckets:
+            launches = found[bucket.group]
+            if launches is not None:
+                launches.append(bucket.launch)
+        return found
 
     def adopt(self, state: State) -> bool:
         """Put the dicts of new state into the optimizer's, empty, as torch does before it fills them.

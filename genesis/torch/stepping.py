@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +13,8 @@ import torch
 
 from .. import checks, kernels
 from ..commit import commit
-from ..optim import options
+from ..hyper import Hyper
+from ..optim import measured, options
 from .exchange import with_tensors
 from .plan import Formula, Plan, unshared
 from .tensors import TYPES
@@ -47,10 +48,12 @@ class FusedStep:
         params, args, given: as for the torch optimizer of this name.
         strict: let a step that would leave parameters to torch's own raise RuntimeError instead, before
             anything is written. Default: False.
-        master_weights, state_dtype, stochastic_rounding, ema_decay: see
+        master_weights, state_dtype, stochastic_rounding, ema_decay, skip_nonfinite, measure_updates: see
             `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
             its own. With one of them nothing is left to torch's own step, which knows none. Default:
             not there.
+        cautious, cautious_weight_decay: of `Adam`, `AdamW` and `NAdam`, likewise; see
+            `genesis.optim.pieces`.
 
     Attributes:
         strict: see above; it may be changed at any time.
@@ -59,6 +62,13 @@ class FusedStep:
     param_groups: list[dict[str, Any]]
     state: Any
     defaults: dict[str, Any]
+
+    _further: ClassVar[Mapping[str, Hyper]] = options.HYPERS
+    """The declarations of what groups may have that torch's optimizers do not know."""
+    step_skipped = False
+    """Whether the last step did nothing, since a gradient was not finite: see `skip_nonfinite`."""
+    skipped_steps = 0
+    """How many steps have been left out by `skip_nonfinite`; not kept in state dicts."""
 
     _torch_step: ClassVar[Any] = None
     """Torch's own step, without its hooks: they are run by the one that calls it."""
@@ -71,7 +81,7 @@ class FusedStep:
         cls._torch_step = staticmethod(_unhooked(base.step))  # type: ignore[attr-defined]
         if "__init__" not in cls.__dict__:
             signature = inspect.signature(base)
-            defaults = {name: declared.default for name, declared in options.HYPERS.items()}
+            defaults = {name: declared.default for name, declared in cls._further.items()}
             further = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
                 for name, default in {"strict": False, **defaults}.items()
@@ -91,12 +101,22 @@ class FusedStep:
 
     def _take_options(self, given: dict[str, Any]) -> None:
         """Take out of a constructor's arguments what torch's optimizers do not know."""
-        self._options = {name: given.pop(name) for name in options.HYPERS if name in given}
-        _check_options(self._options)
+        self._options = {name: given.pop(name) for name in self._further if name in given}
+        self._check_options(self._options)
+
+    def _check_options(self, settings: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError if an option is impossible; a type is known by its name."""
+        kind = settings.get("state_dtype")
+        if isinstance(kind, torch.dtype):
+            settings["state_dtype"] = TYPES.get(kind, str(kind))
+        for name, declared in self._further.items():
+            if name in settings:
+                declared.check(name, settings[name])
 
     def _begin(self, strict: bool) -> None:
         self.strict = strict
         self._grad_norm: Any = None
+        self._measuring: list[list[Any] | None] | None = None
         # A step takes the plan out, so that no other thread has it too, and puts it back in the end.
         self._plans: list[Plan] = []
         self._paths = Paths()
@@ -109,7 +129,7 @@ class FusedStep:
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self._options)  # torch's constructor has made others, and adds groups
         if isinstance(param_group, dict):
-            _check_options(param_group)
+            self._check_options(param_group)
         super().add_param_group(param_group)  # type: ignore[misc]
         if self._in_backward is not None:
             self._in_backward.attach()
@@ -160,7 +180,7 @@ class FusedStep:
         self._begin(strict)
         super().__setstate__(state)  # type: ignore[misc]
         self._options = {
-            name: self.defaults[name] for name in options.HYPERS if name in self.defaults
+            name: self.defaults[name] for name in self._further if name in self.defaults
         }
         for group in self.param_groups:
             for name, value in self._options.items():
@@ -212,6 +232,21 @@ class FusedStep:
             self._grad_norm = self._grad_norm()
         return self._grad_norm
 
+    @property
+    def update_norm(self) -> float | None:
+        """The norm of the last step's change, see `genesis.optim.SGD.update_norm`."""
+        changes = self._changes()
+        return None if changes is None else measured.norm(changes)
+
+    @property
+    def update_ratios(self) -> list[float | None] | None:
+        """For each group this over its parameters' norm, see `genesis.optim.SGD.update_ratios`."""
+        changes = self._changes()
+        return None if changes is None else measured.ratios(changes)
+
+    def _changes(self) -> measured.Changes | None:
+        return None if self._measuring is None else measured.of_launches(self._measuring)
+
     def step(self, closure: Callable | None = None, *, max_norm: float | None = None) -> Any:
         """Update the parameters that have gradients.
 
@@ -235,13 +270,14 @@ class FusedStep:
         if torch.compiler.is_compiling() and self._torch_step is not None:
             if any(map(asked, self.param_groups)):
                 raise RuntimeError(
-                    f"{type(self).__name__}.step cannot be compiled with {', '.join(options.HYPERS)}, "
+                    f"{type(self).__name__}.step cannot be compiled with {', '.join(self._further)}, "
                     "which torch's own step does not know: leave it out of torch.compile"
                 )
             if self._plans:
                 self._unshare()
             return type(self)._torch_step(self, closure)
         loss = None
+        self.step_skipped = False
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -258,10 +294,21 @@ class FusedStep:
         plan = self._planned()
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         self._check_left(plan, max_norm)
-        plan.set_scalars(factor if max_norm is None else 1.0)
-        if max_norm is not None:
+        skips = options.skips(self.param_groups)
+        looks = skips or max_norm is not None
+        plan.set_scalars(1.0 if looks else factor)
+        if looks:
             launches = [bucket.launch for bucket in plan.buckets]
-            self._grad_norm, _ = kernels.clip(launches, max_norm, None if factor == 1 else factor)
+            scale = None if factor == 1 and not skips else factor
+            self._grad_norm, finite = kernels.clip(launches, max_norm, scale)
+            if skips and not finite:
+                plan.release()
+                self._plans.append(plan)
+                found = plan.measuring()
+                self._measuring = found and [None if each is None else [] for each in found]
+                self.step_skipped = True
+                self.skipped_steps += 1
+                return
         if plan.reasons:
             self._step_of_torch(plan, factor)
         if not plan.adopt(self.state):
@@ -271,6 +318,7 @@ class FusedStep:
             )
         # Here it happens, as one instruction of the interpreter.
         commit(plan.actions())
+        self._measuring = plan.measuring()
         plan.release()
         counts = sum(len(bucket.rows) for bucket in plan.buckets), sum(plan.reasons.values())
         self._paths = Paths(*counts, plan.without, plan.reasons)
@@ -350,7 +398,7 @@ class FusedStep:
         if any(params and asked(group) for group, params in zip(self.param_groups, plan.left)):
             raise RuntimeError(
                 f"{name} would leave {left} parameters to torch's own step ({why}), which knows none of "
-                f"{', '.join(options.HYPERS)}: put them into a group without these"
+                f"{', '.join(self._further)}: put them into a group without these"
             )
         if max_norm is not None:
             raise RuntimeError(
@@ -386,17 +434,8 @@ class FusedStep:
 
 def asked(group: dict[str, Any]) -> bool:
     """Whether a group asks for something that torch's own step does not know."""
-    return any(options.of(group))
-
-
-def _check_options(settings: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError if an option is impossible; a type is known by its name."""
-    kind = settings.get("state_dtype")
-    if isinstance(kind, torch.dtype):
-        settings["state_dtype"] = TYPES.get(kind, str(kind))
-    for name, declared in options.HYPERS.items():
-        if name in settings:
-            declared.check(name, settings[name])
+    more = "cautious", "cautious_weight_decay", "skip_nonfinite"
+    return any(options.of(group)) or any(map(group.get, more))
 
 
 def _unhooked(step: Callable) -> Callable:

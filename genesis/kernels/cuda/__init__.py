@@ -91,13 +91,24 @@ def on_device(table: Table) -> DeviceTable:
 class Update:
     """A rule bound to a table: calling it is a launch, with the scalars then in force."""
 
-    def __init__(self, rule: Callable, mirror: DeviceTable, scalars: np.ndarray, numbers: int = 0):
+    def __init__(
+        self,
+        rule: Callable,
+        mirror: DeviceTable,
+        scalars: np.ndarray,
+        numbers: int = 0,
+        measures: bool = False,
+    ):
         self._scalars = scalars
         storages, count = mirror.table.storages, len(scalars) - 1
-        kernel = launching.compiled(rule, templates.template_of, storages, count, numbers)
-        self._launch = mirror.launcher(kernel, mirror.array(np.ones(1, scalars.dtype)))
+        kernel = launching.compiled(rule, templates.template_of, storages, count, numbers, measures)
+        results = []
+        if measures:
+            results = [mirror.array(np.zeros(2 * len(mirror.table.chunks), scalars.dtype))]
+        self._results = results
+        self._launch = mirror.launcher(kernel, *results, mirror.array(np.ones(1, scalars.dtype)))
         self.factor = mirror.array(np.ones(1, scalars.dtype))
-        self._launch_clipped = mirror.launcher(kernel, self.factor)
+        self._launch_clipped = mirror.launcher(kernel, *results, self.factor)
         self.clips_next = False
         """Whether the next launch multiplies gradients by what the device has in `factor`."""
 
@@ -106,6 +117,11 @@ class Update:
     def actions(self) -> list[partial]:
         """The calls that put the update on the stream."""
         return [partial(self)]
+
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        (results,) = self._results
+        return buffers.host_copy(results).astype(np.float64).reshape(-1, 2)
 
     def __call__(self) -> None:
         launch = self._launch_clipped if self.clips_next else self._launch
@@ -162,6 +178,10 @@ class Summed:
     def actions(self) -> list[partial]:
         """The calls that put all of it on the stream."""
         return [partial(self._sum), *self._update.actions()]
+
+    def measured(self) -> np.ndarray:
+        """See `target.Update`."""
+        return self._update.measured()
 
     def _sum(self) -> None:
         numbers = tuple(self._scalars)
@@ -235,6 +255,7 @@ def bind(
     clips: bool = False,
     moments: np.ndarray | None = None,
     sums: Sums | None = None,
+    measures: bool = False,
 ) -> Update | Summed:
     """See `target.Target`, as for the functions below."""
     if moments is not None:
@@ -249,8 +270,8 @@ def bind(
         rule = templates.rule_with_copy(rule, copy, table.storages[-1])
     mirror = on_device(table)
     if sums is None:
-        return Update(rule, mirror, scalars)
-    update = Update(rule, mirror, scalars, sums.numbers)
+        return Update(rule, mirror, scalars, measures=measures)
+    update = Update(rule, mirror, scalars, sums.numbers, measures)
     return Summed(sums, mirror, scalars, copy == "master", clips, update)
 
 

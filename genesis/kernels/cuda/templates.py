@@ -45,6 +45,7 @@ _TABLE = types.Array(types.int64, 2, "C")
 # Names for which specialised kernels have functions, types and numbers (see `specialise`).
 rule = combined = row_of = read = write = update_lanes = first_aligned = LANES = NUMBER = None
 given = add = clip = numbers_of = totals_of = finish = write_numbers = widen = None
+stored = read_back = None
 COUNT = TOTALS = ZEROS = WIDE_ZEROS = SIZE = None
 
 
@@ -80,6 +81,66 @@ def update(addresses, chunks, factor, scalars):
             write(tensors[1:], i, (param,) + state)
             single += threads
         chunk += cuda.gridDim.x
+
+
+def update_and_measure(addresses, chunks, results, factor, scalars):
+    """As `update`, and sum up, over each chunk, the squares of how far parameters moved and of what they
+    were, always in the same order.
+
+    Args:
+        addresses, chunks, factor, scalars: see `update`.
+        results: the two sums of each chunk.
+    """
+    shared = cuda.shared.array(THREADS, NUMBER)
+    thread = cuda.threadIdx.x
+    threads = cuda.blockDim.x
+    scale = scalars[0] * factor[0]
+    chunk = cuda.blockIdx.x
+    while chunk < chunks.shape[0]:
+        start = chunks[chunk, 1]
+        stop = chunks[chunk, 2]
+        tensors = row_of(addresses, chunks[chunk, 0])
+        hyper = given(addresses, chunks[chunk, 0], scalars)
+        totals = ZEROS
+        first = first_aligned(tensors, start, stop)
+        last = first + (stop - first) // LANES * LANES
+        i = first + thread * LANES
+        while i < last:
+            totals = add(totals, update_lanes(tensors, i, scale, hyper))
+            i += threads * LANES
+        before = first - start
+        single = thread
+        while single < before + stop - last:
+            i = start + single if single < before else last + single - before
+            values = read(tensors, i)
+            param, state = rule(values[1], values[0] * scale, values[2:], hyper)
+            write(tensors[1:], i, (param,) + state)
+            change = stored(tensors, i, param) - values[1]
+            totals = add(totals, (change * change, values[1] * values[1]))
+            single += threads
+        for k in range(TOTALS):
+            shared[thread] = totals[k]
+            cuda.syncthreads()
+            half = THREADS // 2
+            while half > 0:
+                if thread < half:
+                    shared[thread] = shared[thread] + shared[thread + half]
+                cuda.syncthreads()
+                half //= 2
+            if thread == 0:
+                results[chunk * TOTALS + k] = shared[0]
+            cuda.syncthreads()
+        chunk += cuda.gridDim.x
+
+
+def as_computed(tensors, i, param):
+    """What a parameter is after an update that stores it as it was computed."""
+    return param
+
+
+def as_stored(tensors, i, param):
+    """What a parameter is after an update, where it was rounded when it was stored."""
+    return read_back(tensors[1:2], i)[0]
 
 
 def scalars_alone(addresses, row, scalars):
@@ -272,7 +333,11 @@ def summand_of(function: Callable, states: int, scalars: int, master: str | None
 
 
 def template_of(
-    rule: Callable, storages: tuple[str, ...], scalars: int, numbers: int = 0
+    rule: Callable,
+    storages: tuple[str, ...],
+    scalars: int,
+    numbers: int = 0,
+    measures: bool = False,
 ) -> tuple[Callable, types.Type]:
     """The update kernel for a rule and storage types, to be compiled, and its signature."""
     number = storage.arithmetic(storages[1])
@@ -289,14 +354,24 @@ def template_of(
         "read": storage.reader(storages, number, storage.GLOBAL),
         "write": storage.writer(storages[1:], number, storage.GLOBAL),
         "first_aligned": storage.first_aligned(storages),
-        "update_lanes": storage.lane_updater(device_rule, storages, number),
+        "update_lanes": storage.lane_updater(device_rule, storages, number, measures=measures),
         "LANES": storage.lanes(storages),
     }
-    signature = types.void(
-        _TABLE, _TABLE, types.Array(number, 1, "C"), types.UniTuple(number, 1 + scalars)
-    )
+    vector = types.Array(number, 1, "C")
+    signature = types.void(_TABLE, _TABLE, vector, types.UniTuple(number, 1 + scalars))
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0)
-    return specialised(update, name, names), signature
+    if not measures:
+        return specialised(update, name, names), signature
+    kept: Callable = as_computed
+    if storages[1] != number.name:
+        back = {"read_back": storage.reader(storages[1:2], number, storage.GLOBAL)}
+        kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
+    names["stored"] = device_function(kept)
+    names["add"] = storage.adder(2, number, number)
+    names["ZEROS"] = (np.dtype(number.name).type(0),) * 2
+    names["TOTALS"], names["NUMBER"] = 2, number
+    signature = types.void(_TABLE, _TABLE, vector, vector, types.UniTuple(number, 1 + scalars))
+    return specialised(update_and_measure, f"measured_{name}", names), signature
 
 
 def sum_template_of(
