@@ -28,7 +28,8 @@ def rule(
     """Turn the function that updates one element into an optimizer class.
 
     Positional arguments after `param, grad` are state buffers: zeros at first, or what their default
-    says, a number or the name of a hyper-parameter.
+    says, a number or the name of a hyper-parameter. Where the default is `genesis.per_tensor(...)` or
+    `genesis.overall(...)`, it is one number for each tensor, or for all of them.
     Keywords are hyper-parameters: of each group, and changeable between steps without compiling
     anything. Those with a default of True or False are flags: each choice is compiled on its own, and
     state that it does not read is not allocated. A keyword `step` without a default is the number of
@@ -158,7 +159,10 @@ def _made(
     base: type[RuleOptimizer] = RuleOptimizer,
 ) -> type[RuleOptimizer]:
     """The class for a recipe, as it is known in a module."""
-    needs = [set(written.states) for written in recipe.written.values()]
+    needs = [
+        {*written.states, *written.of_tensor, *written.of_all}
+        for written in recipe.written.values()
+    ]
     needed, ever = set.intersection(*needs), set.union(*needs)
     positional = _positional(recipe)
     flags = torch_flags.of(recipe.name, module)
@@ -173,6 +177,7 @@ def _made(
         "_always": tuple(name for name in recipe.states if name in needed),
         "_sometimes": (*(n for n in recipe.states if n in ever - needed), *base._sometimes),
         "_numbers": ("step", *recipe.carried),
+        "_kept_numbers": tuple(recipe.over),
         **(further or {}),
     }
     body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)
