@@ -8,6 +8,7 @@ A test fails when the stub is not what this makes of the classes.
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 
 import genesis
@@ -59,7 +60,9 @@ def _class(name: str, kind: type[optim.RuleOptimizer]) -> str:
             annotation = "bool | None" if parameter.default is None else "bool"
         else:
             annotation = "Iterable[Any]" if hyper is None else hyper.annotation
-        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        # Infinity has no name of its own: stubs say "..." of what they do not spell out.
+        shown = "..." if parameter.default == math.inf else repr(parameter.default)
+        default = "" if parameter.default is parameter.empty else f" = {shown}"
         lines.append(f"        {parameter.name}: {annotation}{default},")
     return "\n".join([*lines, "    ) -> None: ...", ""])
 

@@ -11,7 +11,7 @@ optimizer.step()
 from . import amp, hyper, nn, optim, transforms, tree
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
-from .formulas import RuleError, mean, total, transform
+from .formulas import RuleError, mean, overall, per_tensor, total, transform
 from .kernels.threads import get_num_threads, set_num_threads
 from .optim.rule import chain, rule
 from .parameter import Parameter
@@ -38,6 +38,8 @@ __all__ = [
     "mean",
     "nn",
     "optim",
+    "overall",
+    "per_tensor",
     "rule",
     "save",
     "save_checkpoint",

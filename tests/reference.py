@@ -513,17 +513,150 @@ REFERENCES = {
 }
 
 
+def novograd(
+    param, grad, state, step, *, lr=1e-3, betas=(0.95, 0.98), eps=1e-8, weight_decay=0,
+    grad_averaging=False, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize)
+    square = np.linalg.norm(np.ravel(grad)) ** 2
+    if state:
+        square = betas[1] * state["exp_avg_sq"] + (1 - betas[1]) * square
+    new = grad / (np.sqrt(square) + eps) + weight_decay * param
+    if state:
+        new = betas[0] * state["exp_avg"] + (1 - betas[0] if grad_averaging else 1) * new
+    return param - lr * new, {"exp_avg": new, "exp_avg_sq": square}
+
+
+def ldog(
+    param, grad, state, step, *, reps_rel=1e-6, lr=1, weight_decay=0, eps=1e-8, init_eta=None,
+    maximize=False,
+):  # fmt: skip
+    """The distance over gradients of one tensor, or of all as one vector."""
+    grad = _descent(grad, maximize) + weight_decay * param
+    init = state.get("init", param)
+    rbar = max(state.get("rbar", 0), np.linalg.norm(np.ravel(param - init)))
+    total = state.get("grad_sq", 0) + np.sum(grad**2)
+    if rbar == 0 and init_eta is None:
+        rbar = reps_rel * (1 + np.linalg.norm(np.ravel(param)))
+    eta = lr * rbar / np.sqrt(total + eps) if rbar else init_eta
+    return param - eta * grad, {"init": init, "rbar": rbar, "grad_sq": total}
+
+
+def prodigy(
+    param, grad, state, step, *, lr=1, betas=(0.9, 0.999), beta3=None, eps=1e-8, weight_decay=0,
+    decouple=True, use_bias_correction=False, safeguard_warmup=False, d0=1e-6, d_coef=1,
+    growth_rate=np.inf, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + (0 if decouple else weight_decay) * param
+    beta3 = np.sqrt(betas[1]) if beta3 is None else beta3
+    if use_bias_correction:
+        lr = lr * np.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+    begin, d = state.get("p0", param), state.get("d", d0)
+    weight = d**2 / d0
+    r = beta3 * state.get("d_numerator", 0) + weight * np.sum(lr * grad * (begin - param))
+    s = beta3 * state.get("s", 0) + weight * (1 if safeguard_warmup else lr) * grad
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * d * grad
+    square = betas[1] * state.get("exp_avg_sq", 0) + (1 - betas[1]) * (d * grad) ** 2
+    size = np.sum(np.abs(s))
+    estimate = d_coef * r / size if size else d
+    largest = max(state.get("d_max", d0), estimate)
+    after = min(largest, growth_rate * (max(d, estimate) if d == d0 else d))
+    move = d * lr * (mean / (np.sqrt(square) + after * eps) + decouple * weight_decay * param)
+    return param - move, {
+        "p0": begin, "d": after, "d_max": largest, "d_numerator": r, "s": s, "exp_avg": mean,
+        "exp_avg_sq": square,
+    }  # fmt: skip
+
+
+def dadaptadam(
+    param, grad, state, step, *, lr=1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0,
+    decouple=False, use_bias_correction=False, d0=1e-6, growth_rate=np.inf, maximize=False,
+):  # fmt: skip
+    grad = _descent(grad, maximize) + (0 if decouple else weight_decay) * param
+    root, d = np.sqrt(betas[1]), state.get("d", d0)
+    if use_bias_correction:
+        lr = lr * np.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+    before, s = state.get("exp_avg_sq", 0), state.get("s", 0 * param)
+    inner = np.sum(d * lr * grad * s / (np.sqrt(before) + eps))
+    r = root * state.get("numerator_weighted", 0) + (1 - root) * inner
+    s = root * s + (1 - root) * d * lr * grad
+    mean = betas[0] * state.get("exp_avg", 0) + (1 - betas[0]) * d * lr * grad
+    square = betas[1] * before + (1 - betas[1]) * grad**2
+    size = np.sum(np.abs(s))
+    estimate = r / ((1 - root) * size) if size else d
+    move = mean / (np.sqrt(square) + eps) + decouple * weight_decay * d * lr * param
+    return param - move, {
+        "d": max(d, min(estimate, d * growth_rate)), "numerator_weighted": r, "s": s,
+        "exp_avg": mean, "exp_avg_sq": square,
+    }  # fmt: skip
+
+
+REFERENCES.update(NovoGrad=novograd, LDoG=ldog)
+OF_ALL = {"DoG": ldog, "Prodigy": prodigy, "DAdaptAdam": dadaptadam}
+"""References that take all parameters that have a gradient as one vector.
+
+In their state numbers are those of all; the number of the update, in which parameters may differ, is a
+vector, too."""
+REFERENCES.update(OF_ALL)
+
+
+def _apart(vector, places):
+    return {i: vector[place].reshape(shape) for i, (place, shape) in places.items()}
+
+
 class Reference:
     """Runs a reference over several parameters, as an optimizer does; None skips a parameter."""
 
     def __init__(self, name, params, **hyper):
         self.rule = REFERENCES[name]
+        self.of_all = name in OF_ALL
+        self.numbers = {}
         self.hyper = hyper
         self.params = [np.array(p, np.float64) for p in params]
         self.states = [{} for _ in params]
         self.steps = [0 for _ in params]
 
+    def _step_of_all(self, grads):
+        """What the state of a parameter that had no gradient so far lacks is what rules begin with."""
+        rows = [i for i, grad in enumerate(grads) if grad is not None]
+        sizes = [self.params[i].size for i in rows]
+        ends = np.cumsum(sizes)
+        places = {
+            i: (slice(end - size, end), self.params[i].shape)
+            for i, size, end in zip(rows, sizes, ends)
+        }
+
+        def joined(arrays):
+            return np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in arrays])
+
+        for i in rows:
+            self.steps[i] += 1
+        state = dict(self.numbers)
+        known = {name for i in rows for name in self.states[i]} - self.numbers.keys()
+        begins = {"p0": self.params, "init": self.params}
+        for name in known:
+            others = begins.get(name, [0 * param for param in self.params])
+            state[name] = joined([self.states[i].get(name, others[i]) for i in rows])
+        step = joined([np.full(self.params[i].shape, self.steps[i]) for i in rows])
+        found, after = self.rule(
+            joined([self.params[i] for i in rows]),
+            joined([grads[i] for i in rows]),
+            state,
+            step,
+            **self.hyper,
+        )
+        self.numbers = {name: value for name, value in after.items() if np.ndim(value) == 0}
+        for i, value in _apart(found, places).items():
+            self.params[i] = value
+            for name in after.keys() - self.numbers.keys():
+                self.states[i][name] = _apart(after[name], places)[i]
+        for state in self.states:
+            if state:
+                state.update(self.numbers)
+
     def step(self, grads):
+        if self.of_all:
+            return self._step_of_all(grads)
         for i, grad in enumerate(grads):
             if grad is not None:
                 self.steps[i] += 1

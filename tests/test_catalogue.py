@@ -137,6 +137,26 @@ BAD_HYPER = {
         ({"trust_coefficient": -1e-3}, "Invalid trust_coefficient value: -0.001"),
         ({"lr": 1.0, "momentum": -0.9}, "Invalid momentum value: -0.9"),
     ],
+    "NovoGrad": [
+        ({"betas": (0.95, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+        ({"grad_averaging": 1}, "expected True or False"),
+    ],
+    "Prodigy": [
+        ({"d0": 0}, "Invalid d0 value: 0"),
+        ({"beta3": 1.0}, "Invalid beta3 value: 1.0, expected .*, or None"),
+        ({"d_coef": -1}, "Invalid d_coef value: -1"),
+        ({"growth_rate": 0.5}, "Invalid growth_rate value: 0.5"),
+    ],
+    "DAdaptAdam": [
+        ({"d0": -1e-6}, "Invalid d0 value: -1e-06"),
+        ({"growth_rate": NAN}, "Invalid growth_rate value: nan"),
+        ({"layer_scale": 0}, "Invalid layer_scale value: 0"),
+    ],
+    "DoG": [
+        ({"reps_rel": 0}, "Invalid reps_rel value: 0"),
+        ({"init_eta": 0}, "Invalid init_eta value: 0, expected .*, or None"),
+    ],
+    "LDoG": [({"reps_rel": NAN}, "Invalid reps_rel value: nan")],
     "StableAdamW": [({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0")],
     "Yogi": [
         ({"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1"),
@@ -211,8 +231,14 @@ IMPOSSIBLE = [
     (0.5j, TypeError),
     ("0.5", TypeError),
 ]
-INFINITE = {("ASGD", "t0"), ("Adafactor", "d"), ("Rprop", "step_sizes", 1)}
-"""Where infinity says something: never average, never clip, no largest step."""
+INFINITE = {
+    ("ASGD", "t0"),
+    ("Adafactor", "d"),
+    ("Rprop", "step_sizes", 1),
+    ("Prodigy", "growth_rate"),
+    ("DAdaptAdam", "growth_rate"),
+}
+"""Where infinity says something: never average, never clip, no largest step, no bound."""
 
 
 COUNTS = "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps"

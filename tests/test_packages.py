@@ -186,6 +186,22 @@ def downhill(optimizer, step, grads):
             tensor.grad.neg_()
 
 
+# ---- Prodigy, DAdaptAdam, DoG, LDoG ----
+
+
+def of_package(module, name):
+    """`make` for a package's optimizer that knows no `maximize`."""
+
+    def make(tensors, hyper):
+        hyper = dict(hyper)
+        maximizes = hyper.pop("maximize", False)
+        optimizer = getattr(__import__(module), name)(tensors, **hyper)
+        optimizer.maximizes = maximizes
+        return optimizer
+
+    return make
+
+
 DECOUPLED = {"decoupled_weight_decay": "weight_decouple"}
 PEERS = {
     "Adam": Peer(one_average(False)),
@@ -226,6 +242,11 @@ PEERS = {
     "AdaBound": Peer(
         renamed("AdaBound", {**DECOUPLED, "amsbound": "ams_bound"}, weight_decouple=False)
     ),
+    "NovoGrad": Peer(renamed("NovoGrad")),
+    "Prodigy": Peer(of_package("prodigyopt", "Prodigy"), downhill),
+    "DAdaptAdam": Peer(of_package("dadaptation", "DAdaptAdam"), downhill),
+    "DoG": Peer(of_package("dog", "DoG"), downhill),
+    "LDoG": Peer(of_package("dog", "LDoG"), downhill),
     "ScheduleFreeSGD": Peer(schedule_free("SGDScheduleFree"), downhill),
     "ScheduleFreeAdamW": Peer(schedule_free("AdamWScheduleFree"), downhill),
     "ScheduleFreeRAdam": Peer(schedule_free("RAdamScheduleFree"), downhill),
@@ -307,6 +328,11 @@ CHANGED = {
     "LaProp": {"betas": (0.9 * (1 + 1e-7), 0.999)},
     "FTRL": {"lambda_2": 1e-7},
     "AdaBound": {"gamma": 1e-3 * (1 + 1e-7)},
+    "NovoGrad": {"betas": (0.95 * (1 + 1e-7), 0.98)},
+    "Prodigy": {"betas": (0.9, 0.999 * (1 + 1e-7))},
+    "DAdaptAdam": {"betas": (0.9, 0.999 * (1 + 1e-7))},
+    "DoG": {"reps_rel": 1e-2 * (1 + 1e-7)},
+    "LDoG": {"weight_decay": 0.1 * (1 + 1e-6)},
     "ScheduleFreeSGD": {"momentum": 0.9 * (1 + 1e-7)},
     "ScheduleFreeAdamW": {"betas": (0.9 * (1 + 1e-7), 0.999)},
     "ScheduleFreeRAdam": {"betas": (0.9, 0.999 * (1 + 1e-7))},

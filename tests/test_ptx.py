@@ -5,6 +5,7 @@ a reader of the PTX would look for is checked here: no double precision where no
 spilled to local memory, wide loads and stores, division and square root rounded as on the CPU.
 """
 
+import math
 import re
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -228,11 +229,40 @@ def test_kernels_that_sum_up(dtype, capability):
     assert not calls(ptx)
     assert not approximations(ptx)
     assert dtype == "float64" or not double_precision(ptx)
-    own = sums.scalars, sums.totals, sums.numbers
-    ptx = ptx_of(*target.finish_template_of(sums.finish, storages, scalars, *own), capability)
+    ptx = ptx_of(*target.finish_template_of(sums.finish, storages, scalars, sums), capability)
     assert not spilled(ptx)
     assert not calls(ptx)
     assert double_precision(ptx)  # sums of sums are to be wide
+
+
+@genesis.rule
+def OfAll(param, grad, v=genesis.per_tensor(), d=genesis.overall(), *, lr=0.1):
+    d = d + genesis.total(d * grad + v * param, over="all") / lr
+    v = v + genesis.total(grad * grad)
+    return param - d * grad / math.sqrt(v), v, d
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kernels_of_numbers_of_tensors_and_of_all(dtype, capability):
+    written = OfAll._recipe.written_for({})
+    storages, sums = (dtype,) * 2, written.sums
+    own = sums.states, sums.early + sums.scalars
+    summand = target.summand_of.__wrapped__(sums.summand, *own, None)
+    what = written.count, sums.summed, False, sums.early
+    of_all = sums.totals_of_all, sums.kept_of_all, sums.scalars_of_all
+    made = [
+        target.sum_template_of(summand, storages, *what),
+        target.begin_template_of(sums.begin, storages, written.count, sums),
+        target.finish_template_of(sums.finish, storages, written.count, sums),
+        target.combine_template_of(sums.carry, *of_all),
+    ]
+    for i, (template, signature) in enumerate(made):
+        ptx = ptx_of(template, signature, capability)
+        assert not spilled(ptx)
+        assert not calls(ptx)
+        assert not approximations(ptx)
+        # What is summed up is as wide as the tensors, what follows from it is wide.
+        assert bool(double_precision(ptx)) is (i > 0 or dtype == "float64")
 
 
 def other_kernels():

@@ -7,9 +7,9 @@ a step, in float64, whatever depends on no element (`writing`).
 """
 
 from .chain import Transform, composed, transform
-from .formula import Formula, RuleError
+from .formula import Formula
 from .recipe import Numbers, OfSettings, Part, Recipe
-from .symbols import Sums, mean, total
+from .symbols import RuleError, Sums, mean, overall, per_tensor, total
 from .writing import Written
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "Written",
     "composed",
     "mean",
+    "overall",
+    "per_tensor",
     "total",
     "transform",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .formula import Formula, RuleError
+from .formula import Formula
 from .recipe import Numbers, Part, Recipe
+from .symbols import RuleError
 
 
 class Transform:

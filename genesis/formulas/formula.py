@@ -18,7 +18,17 @@ from typing import Any, NoReturn
 from .. import checks, hyper
 from ..hyper import REQUIRED, Hyper
 from ..kernels import functions
-from .symbols import BUILTINS, MATH, mean, total
+from .symbols import (
+    BUILTINS,
+    MATH,
+    RuleError,
+    StateNumber,
+    declares_only,
+    mean,
+    overall,
+    per_tensor,
+    total,
+)
 
 ALLOWED = "a rule is arithmetic, if and math on one element"
 
@@ -30,10 +40,6 @@ RESERVED = (
 GIVEN = ("step", "first")
 """Keywords that a formula may have without a default: the number of the update, from 1, and whether it
 is the first with a new state buffer."""
-
-
-class RuleError(TypeError):
-    """A function cannot be the rule of an optimizer; says where and why."""
 
 
 # ---- what a formula's bytecode must not hold ----
@@ -71,8 +77,9 @@ class Formula:
         run: the function, with operands' arithmetic in place of `math` (see `symbols`). Numbers that
             it took from globals and closures are what they were when the formula was made.
         leading: its first arguments.
-        states: its state buffers, and what fills them at first: a number, or what the hyper-parameter
+        states: its state, and what fills each buffer at first: a number, or what the hyper-parameter
             of this name is then.
+        over: of the state that is one number for many elements, what these are, see `symbols.OVER`.
         hypers: hyper-parameters that its keywords declare.
         keywords: all of its keywords.
         open: those without a default, whose meaning others decide.
@@ -95,6 +102,7 @@ class Formula:
         self.code, self._globals = function.__code__, function.__globals__
         self.file, self.line = self.code.co_filename, self.code.co_firstlineno
         self.states: dict[str, float | str] = {}
+        self.over: dict[str, str] = {}
         self.hypers: dict[str, Hyper] = {}
         self.keywords: list[str] = []
         self.open: list[str] = []
@@ -114,6 +122,11 @@ class Formula:
                 positional.append(parameter)
                 continue
             self.keywords.append(name)
+            if isinstance(default, StateNumber):
+                self.refuse(
+                    f"{name}={default!r}",
+                    "a number of state is no hyper-parameter: it stands before the *",
+                )
             if default is parameter.empty:
                 self.open.append(name)
             else:
@@ -128,6 +141,8 @@ class Formula:
         for parameter in positional[len(leading) :]:
             if parameter.name not in optional:
                 self._declare_state(parameter)
+            elif isinstance(parameter.default, StateNumber):
+                self.refuse(str(parameter), "this is no state: give it no default")
         for name in self.keywords:
             if name not in self.open or name not in GIVEN:
                 self.check_name(name)
@@ -135,6 +150,8 @@ class Formula:
     def _declare_state(self, parameter: inspect.Parameter) -> None:
         name, default = parameter.name, parameter.default
         begins = 0.0 if default is parameter.empty else default
+        if isinstance(default, StateNumber):
+            self.over[name], begins = default.over, default.begins
         names_keyword = isinstance(begins, str) and begins in self.keywords
         if not (names_keyword or checks.is_number(begins)):
             self.refuse(
@@ -292,6 +309,8 @@ class _Adapted:
         """What stands for a value in a formula; None if nothing does."""
         if value is total or value is mean:
             return value
+        if value is per_tensor or value is overall:
+            return declares_only
         value = getattr(value, "py_func", value)  # of a function that Numba compiles
         if isinstance(value, FunctionType):
             return self.function(value)

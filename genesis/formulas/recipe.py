@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 from .. import checks
 from ..hyper import REQUIRED, Flag, Hyper, Number, Several
-from .formula import GIVEN, Formula, RuleError
-from .symbols import Operand, Scalar, Sums, Trace, summing
+from .formula import GIVEN, Formula
+from .symbols import ALL, NUMBERS, TENSOR, Operand, RuleError, Scalar, Sums, Symbol, Trace, summing
+from .symbols import parts as parts_of
 from .writing import Written
 
 MOST_FLAGS = 6
@@ -243,6 +244,11 @@ class Part:
         }
 
     @property
+    def over(self) -> dict[str, str]:
+        """Of the numbers of state of which elements each is one, under the names outside."""
+        return {self.outside(name): over for name, over in self.formula.over.items()}
+
+    @property
     def begins(self) -> dict[str, float | str]:
         """What fills each state buffer at first, under the names outside."""
         return {
@@ -275,6 +281,7 @@ class Recipe:
 
     Attributes:
         states: what fills each state buffer at first: a number, or the name of a hyper-parameter.
+        over: of those that are one number for many elements, what these are.
         hypers: the hyper-parameters.
         carried: numbers carried from step to step, with what they begin with.
         named: `named(group, numbers, step)` is what the parts' functions for numbers give, from
@@ -289,10 +296,12 @@ class Recipe:
     ):
         self.name, self.parts, self.file, self.line = name, parts, file, line
         self.states: dict[str, float | str] = {}
+        self.over: dict[str, str] = {}
         self.hypers: dict[str, Hyper] = {}
         self.carried: dict[str, float] = {}
         for part in parts:
             self.states.update(part.begins)
+            self.over.update(part.over)
             self.hypers.update({part.outside(n): v for n, v in part.hypers.items()})
             self.carried.update({part.outside(n): v for n, v in part.carried.items()})
         self.has_numbers = any(part.numbers for part in parts)
@@ -378,7 +387,8 @@ class Recipe:
             {name: trace.leaf("named", i, name) for name in part.gives}
             for i, part in enumerate(self.parts)
         ]
-        states = {name: trace.leaf("element", name) for name in self.states}
+        kinds = {name: NUMBERS[over] for name, over in self.over.items()}
+        states = {name: trace.leaf(kinds.get(name, "element"), name) for name in self.states}
         param, grad = trace.leaf("element", "param"), trace.leaf("element", "grad")
         given = {name: trace.leaf(name) for name in GIVEN}
 
@@ -389,7 +399,37 @@ class Recipe:
             results = trace.results(formula)
         except (TypeError, RecursionError) as error:
             self.parts[0].formula.refuse_error(error)
-        return Written(self.name, self.file, self.line, results, list(self.states), trace.summands)
+        for name, result in zip(self.states, results[1:]):
+            self._check_number(name, result)
+        every = {name: kinds.get(name, "element") for name in self.states}
+        return Written(self.name, self.file, self.line, results, every, trace.summands)
+
+    def _check_number(self, name: str, result: Symbol) -> None:
+        """Refuse that a number of state becomes what is not one number."""
+        over = self.over.get(name)
+        if over is None:
+            return
+        counted = [each.operation for each in parts_of(result) if each.operation in GIVEN]
+        if over == "all" and counted:
+            why = (
+                f"{name} is one number for all tensors, which may differ in {counted[0]!r}: count in an "
+                "overall number of its own"
+            )
+        elif result.level <= {"tensor": TENSOR, "all": ALL}[over]:
+            return
+        elif over == "all":
+            why = (
+                f"{name} is one number for all tensors, so it must become what is the same for all of "
+                'them: of sums over all, total(x, over="all"), of other such numbers and of '
+                "hyper-parameters"
+            )
+        else:
+            why = (
+                f"{name} is one number for each tensor, so it must become what is the same for all its "
+                "elements: of sums, of other such numbers and of hyper-parameters"
+            )
+        part = next(part for part in self.parts if name in part.over)
+        part.formula.refuse_return(why)
 
     def initial(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What the state of a parameter begins with: numbers, and what fills buffers."""
@@ -401,8 +441,13 @@ class Recipe:
 
     @property
     def sums(self) -> bool:
-        """Whether, with some choice of flags, an update asks for sums over its tensor."""
+        """Whether, with some choice of flags, an update asks for sums, or keeps numbers of tensors."""
         return any(written.numbers for written in self.every_written())
+
+    @property
+    def sums_over_all(self) -> bool:
+        """Whether, with some choice of flags, it asks for sums over all tensors, or keeps such."""
+        return any(written.concerns_all for written in self.every_written())
 
     def evaluated(
         self,

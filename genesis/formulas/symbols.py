@@ -9,8 +9,10 @@ joined by a choice; where both runs did the same with different values, the choi
 values. So code that follows an `if` stands once, as it was written.
 
 What a formula sums over its tensor (`total`) is a symbol of its own, the same one on every way: the
-summands of all ways are joined as results are. With the number of elements it is what a formula may know
-of the whole tensor, and what is computed of these alone is computed once for each tensor.
+summands of all ways are joined as results are. With the number of elements, and numbers of state
+(`per_tensor`), it is what a formula may know of the whole tensor, and what is computed of these alone is
+computed once for each tensor. The same goes for all tensors together: sums over all of them, and
+`overall` numbers.
 """
 
 from __future__ import annotations
@@ -187,8 +189,16 @@ BUILTINS = {
 # ---- sums over a tensor ----
 
 
-def total(value: Any) -> Any:
-    r"""In a rule: the sum of a value over all elements of the tensor, :math:`\sum_i x_i`.
+OVER = "tensor", "all"
+"""What sums may be over."""
+
+
+class RuleError(TypeError):
+    """A function cannot be the rule of an optimizer; says where and why."""
+
+
+def total(value: Any, over: str = "tensor") -> Any:
+    r"""In a rule: the sum of a value over all elements of the tensor, :math:`\sum_i x_i`, or of all.
 
     A rule that asks for sums is compiled to two passes: the first one reads gradients, parameters and
     state as they are before the update, and sums up; the second one updates. What a rule computes of
@@ -200,12 +210,15 @@ def total(value: Any) -> Any:
         value: what is to be summed: something that the rule has computed of the element, its gradient
             and state. It must not depend on another total, nor may an `if` on an element decide
             whether it is asked for.
+        over: "tensor", or "all": the sum is over all tensors that the optimizer updates in this step,
+            of all its groups: those that have a gradient. The sums of single tensors are added in the
+            order of the parameters. Default: "tensor".
 
     Returns:
-        The sum: a number, the same for all elements of a tensor.
+        The sum: a number, the same for all elements of a tensor, or of all tensors.
 
     Raises:
-        TypeError: outside of a rule.
+        RuleError: outside of a rule, or another `over`.
 
     Example:
         >>> import numpy as np, genesis
@@ -217,20 +230,21 @@ def total(value: Any) -> Any:
         >>> params
         {'a': array([-0.6, -0.8]), 'b': array([-1.])}
     """
-    return _summing("total", value).total(value)
+    return _summing("total", value, over).total(value, over)
 
 
-def mean(value: Any) -> Any:
-    r"""In a rule: the mean of a value over all elements of the tensor, see `total`.
+def mean(value: Any, over: str = "tensor") -> Any:
+    r"""In a rule: the mean of a value over all elements of the tensor, or of all tensors, see `total`.
 
     Args:
         value: what the mean is to be of.
+        over: "tensor" or "all". Default: "tensor".
 
     Returns:
-        The mean: a number, the same for all elements of a tensor.
+        The mean: a number, the same for all elements of a tensor, or of all tensors.
 
     Raises:
-        TypeError: outside of a rule.
+        RuleError: outside of a rule, or another `over`.
 
     Example:
         >>> import numpy as np, genesis
@@ -242,18 +256,117 @@ def mean(value: Any) -> Any:
         >>> x
         array([ 1., -1.])
     """
-    sums = _summing("mean", value)
-    return sums.total(value) / sums.count
+    sums = _summing("mean", value, over)
+    return sums.total(value, over) / sums.count(over)
 
 
-def _summing(name: str, value: Any) -> Any:
-    """What has the `total` of a value and the `count` of elements; TypeError outside of a rule."""
+def _summing(name: str, value: Any, over: Any) -> Any:
+    """What has the `total` of a value and the `count` of elements; RuleError outside of a rule."""
+    if over not in OVER:
+        raise _misused(f"{name}() is over 'tensor' or over 'all', but got {over!r}")
     if isinstance(value, Symbol):
         return value.trace
     if isinstance(value, Scalar) and _sums:
         return _sums[-1]
-    raise TypeError(
+    raise _misused(
         f"{name}() has a meaning in a rule only, of what the rule computes, but got {value!r}"
+    )
+
+
+def _misused(why: str) -> RuleError:
+    """An error about a call, from outside of this module, to one of its functions."""
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return RuleError(f"{frame.f_code.co_filename}:{frame.f_lineno}: {why}")
+
+
+# ---- numbers of state ----
+
+
+class StateNumber:
+    """The declaration of a number that is state, made by `per_tensor` and `overall`.
+
+    Attributes:
+        begins: what it is at first, a number or the name of a hyper-parameter.
+        over: of which elements it is one number, see `OVER`.
+    """
+
+    __slots__ = ("begins", "over")
+
+    def __init__(self, begins: float | str, over: str):
+        self.begins, self.over = begins, over
+
+    def __repr__(self) -> str:
+        return f"{'overall' if self.over == 'all' else 'per_tensor'}({self.begins!r})"
+
+
+def per_tensor(begins: float | str = 0.0) -> Any:
+    """In a rule's arguments: a positional one is one number for each tensor, not one for each element.
+
+    It is state as a buffer is: what it becomes is returned in its place, kept from step to step, in the
+    state of the parameter as a float, and in checkpoints. It can follow from sums and from other such
+    numbers, but not from elements. It is float64, whatever the parameter's type.
+
+    Args:
+        begins: what it is at first, a number, or the name of a hyper-parameter. Default: 0.0.
+
+    Returns:
+        The declaration.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> @genesis.rule
+        ... def Bounded(param, grad, most=genesis.per_tensor(), *, lr):
+        ...     most = max(most, genesis.total(grad * grad) ** 0.5)
+        ...     return param - lr * grad / most, most
+        >>> x = np.zeros(2)
+        >>> opt = Bounded([genesis.Parameter(x)], lr=1.0)
+        >>> for size in (1.0, 0.5):
+        ...     _ = opt.step(grads=[size * np.array([3.0, 4.0])])
+        >>> x
+        array([-0.9, -1.2])
+        >>> [entries["most"] for entries in opt.state.values()]
+        [5.0]
+    """
+    return StateNumber(begins, "tensor")
+
+
+def overall(begins: float | str = 0.0) -> Any:
+    """In a rule's arguments: a positional one is one number for all tensors of the optimizer.
+
+    As `per_tensor`, but it can follow from sums over all tensors, `total(x, over="all")`, from other
+    such numbers and from hyper-parameters that all groups have alike. The state of every parameter
+    shows it.
+
+    Args:
+        begins: what it is at first, a number, or the name of a hyper-parameter. Default: 0.0.
+
+    Returns:
+        The declaration.
+
+    Example:
+        >>> import numpy as np, genesis
+        >>> @genesis.rule
+        ... def AdaGradNorm(param, grad, sum_sq=genesis.overall(), *, lr):
+        ...     sum_sq = sum_sq + genesis.total(grad * grad, over="all")
+        ...     return param - lr * grad / sum_sq**0.5, sum_sq
+        >>> params = {"a": np.zeros(1), "b": np.zeros(1)}
+        >>> opt = AdaGradNorm(params, lr=1.0)
+        >>> _ = opt.step(grads={"a": np.array([3.0]), "b": np.array([4.0])})
+        >>> params
+        {'a': array([-0.6]), 'b': array([-0.8])}
+        >>> [entries["sum_sq"] for entries in opt.state.values()]
+        [25.0, 25.0]
+    """
+    return StateNumber(begins, "all")
+
+
+def declares_only(*_: Any) -> Any:
+    """What stands for `per_tensor` and `overall` in the body of a formula."""
+    raise TypeError(
+        "per_tensor() and overall() declare numbers of state: they stand as defaults of positional "
+        "arguments"
     )
 
 
@@ -262,6 +375,8 @@ def _summing(name: str, value: Any) -> Any:
 
 class Sums:
     """Sums over elements that are gone through one by one, see `Recipe.evaluated`.
+
+    They are all there is: a sum over all tensors is the sum over these.
 
     The elements are gone through once for each sum, since it is asked for before it is known, and once
     more with all of them known.
@@ -277,15 +392,14 @@ class Sums:
         self._next: list[float] = []
         self._asked = 0
 
-    @property
-    def count(self) -> Scalar:
+    def count(self, over: str) -> Scalar:
         return Scalar(self._kind(self._number))
 
     def begin(self) -> None:
         """Begin with another element."""
         self._asked = 0
 
-    def total(self, value: Scalar) -> Scalar:
+    def total(self, value: Scalar, over: str) -> Scalar:
         place, self._asked = self._asked, self._asked + 1
         if place == len(self._known):
             self._next.append(float(value.value))
@@ -374,8 +488,8 @@ class Symbol(Operand):
     Attributes:
         operation: of the leaves as in `LEAVES`; else as in `Operand.do`, or "choice", or "truth".
         operands: of leaves what tells them apart.
-        level: on what it depends: `HOST` on numbers that the host has, `TENSOR` on what is summed over
-            the tensor besides, `ELEMENT` on elements.
+        level: on what it depends: `HOST` on numbers that the host has, `ALL` on what is of all tensors
+            besides, `TENSOR` on what is of the tensor, `ELEMENT` on elements.
         line: where it was computed first.
     """
 
@@ -416,11 +530,15 @@ class Symbol(Operand):
         return f"<{self.operation} in a formula>"
 
 
-HOST, TENSOR, ELEMENT = range(3)
+HOST, ALL, TENSOR, ELEMENT = range(4)
 LEAVES = {
     "element": ELEMENT,
     "total": TENSOR,
     "count": TENSOR,
+    "of_tensor": TENSOR,
+    "total_of_all": ALL,
+    "count_of_all": ALL,
+    "of_all": ALL,
     "hyper": HOST,
     "named": HOST,
     "step": HOST,
@@ -428,7 +546,12 @@ LEAVES = {
     "constant": HOST,
 }
 """The symbols on which formulas begin, and on what they depend. Of "total" there is one for each sum, of
-"count", the number of elements, one."""
+"count", the number of elements, one; "of_tensor" and "of_all" are numbers of state."""
+
+TOTALS = {"tensor": "total", "all": "total_of_all"}
+COUNTS = {"tensor": "count", "all": "count_of_all"}
+NUMBERS = {"tensor": "of_tensor", "all": "of_all"}
+"""The symbols for sums, numbers of elements, and numbers of state, by what they are over."""
 
 
 def parts(symbol: Symbol) -> Iterator[Symbol]:
@@ -455,6 +578,11 @@ class SumError(TypeError):
     """A sum in a formula is none that can be had."""
 
 
+def _check_summand(symbol: Symbol) -> None:
+    if any(part.operation in TOTALS.values() for part in parts(symbol)):
+        raise SumError("a total cannot be taken of what depends on another total")
+
+
 class Trace:
     """All symbols of one formula: equal ones are one object.
 
@@ -462,7 +590,8 @@ class Trace:
         code: the formula's code, of which symbols note the line.
 
     Attributes:
-        summands: once `results` is there, what each sum is of, in the order in which they are asked for.
+        summands: once `results` is there, by what sums are over, what each is of, in the order in which
+            they are asked for.
     """
 
     def __init__(self, code: CodeType | None = None):
@@ -472,27 +601,29 @@ class Trace:
         self._plan: Sequence[bool] = ()
         self._taken: dict[int, tuple[Symbol, bool]] = {}
         self._positive: set[int] = set()
-        self._summed: list[Symbol] = []
-        self.summands: list[Symbol] = []
+        self._summed: dict[str, list[Symbol]] = {}
+        self.summands: dict[str, list[Symbol]] = {}
 
     def leaf(self, operation: str, *what: Any) -> Symbol:
         """A symbol on which formulas begin."""
         return self._one(operation, what, what, LEAVES[operation])
 
-    @property
-    def count(self) -> Symbol:
-        """The number of elements of the tensor."""
-        return self.leaf("count")
+    def count(self, over: str) -> Symbol:
+        """The number of elements of the tensor, or of all tensors."""
+        return self.leaf(COUNTS[over])
 
-    def total(self, value: Any) -> Symbol:
-        """The sum of a value over all elements of the tensor."""
+    def total(self, value: Any, over: str) -> Symbol:
+        """The sum of a value over all elements of the tensor, or of all tensors."""
         summand = self.number(value)
+        if summand.level < ELEMENT and over == "all":
+            raise SumError(
+                "a total over all tensors must be of what differs from element to element"
+            )
         if summand.level < ELEMENT:  # the same for each of them
-            return summand * self.count
-        if any(part.operation == "total" for part in parts(summand)):
-            raise SumError("a total cannot be taken of what depends on another total")
-        self._summed.append(summand)
-        return self.leaf("total", len(self._summed) - 1)
+            return summand * self.count(over)
+        _check_summand(summand)
+        self._summed[over].append(summand)
+        return self.leaf(TOTALS[over], len(self._summed[over]) - 1)
 
     def assume(self, leaf: Symbol) -> None:
         """Let it be known that a symbol is more than 0, so that no way is taken on which it is not."""
@@ -559,16 +690,18 @@ class Trace:
         """What a formula gives, on all ways through it together."""
         self._ways = 0
         found, self.summands = self._explored(formula, [])
+        for summand in (each for summed in self.summands.values() for each in summed):
+            _check_summand(summand)  # which a choice by another total may have joined
         return found
 
     def _explored(
         self, formula: Callable[[], Sequence[Any]], plan: list[bool]
-    ) -> tuple[list[Symbol], list[Symbol]]:
+    ) -> tuple[list[Symbol], dict[str, list[Symbol]]]:
         """The results, and the summands, of all ways that begin with these decisions."""
         self._ways += 1
         if self._ways > WAYS:
             raise TooManyWaysError
-        self._plan, self._taken, self._summed = plan, {}, []
+        self._plan, self._taken, self._summed = plan, {}, {over: [] for over in OVER}
         found = [self.number(result) for result in formula()]
         summed = self._summed
         taken = list(self._taken.values())
@@ -577,13 +710,14 @@ class Trace:
                 formula, [answer for _, answer in taken[:place]] + [False]
             )
             condition = taken[place][0]
-            if len(summed) != len(other_sums) and condition.level == ELEMENT:
-                raise SumError(
-                    "a total cannot be taken where it depends on an element whether it is"
-                )
             found = [self.choose(condition, a, b) for a, b in zip(found, others)]
-            pairs = zip_longest(summed, other_sums, fillvalue=self.number(0.0))
-            summed = [self.choose(condition, a, b) for a, b in pairs]
+            for over in OVER:
+                if len(summed[over]) != len(other_sums[over]) and condition.level == ELEMENT:
+                    raise SumError(
+                        "a total cannot be taken where it depends on an element whether it is"
+                    )
+                pairs = zip_longest(summed[over], other_sums[over], fillvalue=self.number(0.0))
+                summed[over] = [self.choose(condition, a, b) for a, b in pairs]
         return found, summed
 
     def choose(self, condition: Any, yes: Any, no: Any) -> Symbol:

@@ -1,7 +1,9 @@
 """From symbols to code: a kernel's function, and the host's for its scalars.
 
-Where a formula asks for sums over its tensor, there are two more: one of an element, that gives what is
-summed, and one of a tensor, that makes of the sums the numbers that the kernel's function takes.
+Where a formula asks for sums, or keeps numbers in the state, there are more: one of an element, that
+gives what is summed; one of a tensor, that makes of the sums the numbers that the kernel's function
+takes, and what becomes of those kept for the tensor; if need be one of a tensor, before, for what the
+summands take of numbers kept; and one for what becomes of the numbers that are kept for all tensors.
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import FunctionType
 from typing import Any
 
 from ..kernels.sums import Sums
-from .symbols import ELEMENT, TENSOR, Symbol
+from .symbols import ALL, ELEMENT, NUMBERS, TENSOR, TOTALS, Symbol
 
 _BINARY = {"add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "div": ast.Div, "power": ast.Pow}
 _COMPARED = {
@@ -34,15 +36,18 @@ class Written:
         name: the formula's name.
         file, line: where the formula is; the lines of symbols are in that file.
         results: what becomes of the parameter and of each state buffer.
-        states: the names of state buffers.
-        summands: what the formula sums over its tensor.
+        states: the names of the state, each with the operation of its symbol: "element" of a buffer.
+        summands: what the formula sums, by what it sums over.
 
     Attributes:
-        states: the names of those that are needed: that something reads, other than to leave them
+        states: the names of buffers that are needed: that something reads, other than to leave them
             as they are.
+        of_tensor, of_all: of numbers kept for each tensor, and for all, those that are needed.
         count: how many scalars the host computes.
-        totals: how many sums there are.
-        numbers: how many numbers the kernel takes that follow from them, or from the number of elements.
+        totals: how many sums over the tensor there are.
+        numbers: how many numbers the kernel takes that follow from sums, from the number of elements, or
+            from numbers kept.
+        concerns_all: whether there is anything about all tensors together.
     """
 
     def __init__(
@@ -51,23 +56,47 @@ class Written:
         file: str,
         line: int,
         results: Sequence[Symbol],
-        states: Sequence[str],
-        summands: Sequence[Symbol] = (),
+        states: Mapping[str, str],
+        summands: Mapping[str, Sequence[Symbol]],
     ):
         self._name, self._file, self._line = name, file, line
-        kept = _read(results, states, summands)
-        self.states = tuple(state for i, state in enumerate(states) if i in kept)
-        self._results = [results[0], *(results[1 + i] for i in kept)]
-        self._numbers = [s for s, _ in _uses(self._results, _elements) if s.level == TENSOR]
+        kept = _read(results, list(states), [each for over in summands.values() for each in over])
+        become = dict(zip(states, results[1:]))
+        kinds: dict[str, list[str]] = {kind: [] for kind in ("element", *NUMBERS.values())}
+        for i, (state, kind) in enumerate(states.items()):
+            if i in kept:
+                kinds[kind].append(state)
+        self.states, self.of_tensor, self.of_all = map(tuple, kinds.values())
+        self._results = [results[0], *(become[name] for name in self.states)]
+        self._next = [become[name] for name in self.of_tensor]
+        self._next_of_all = [become[name] for name in self.of_all]
+        self._numbers = _outermost_numbers(self._results)
+        if not self._numbers and (self.of_tensor or self.of_all):
+            self._numbers = [*self._next, *self._next_of_all][:1]  # rows have a place for numbers
         # Of equal sums one will do, and of those that nothing makes use of, none.
-        used = [s.operands[0] for s, _ in _uses(self._numbers, _operands) if s.operation == "total"]
-        self._place = {i: min(j for j in used if summands[j] is summands[i]) for i in used}
-        self._asked = sorted({*self._place.values()})
-        self._summands = [summands[i] for i in self._asked]
-        self._roots = [*self._results, *self._summands]
+        ends = _uses([*self._numbers, *self._next, *self._next_of_all], _operands)
+        self._place: dict[tuple[str, int], int] = {}
+        self._asked: dict[str, list[int]] = {}
+        self._summands: list[Symbol] = []
+        for over, kind in TOTALS.items():
+            of = summands[over]
+            used = [symbol.operands[0] for symbol, _ in ends if symbol.operation == kind]
+            places = {i: min(j for j in used if of[j] is of[i]) for i in used}
+            asked = self._asked[kind] = sorted({*places.values()})
+            self._place.update(((kind, i), asked.index(j)) for i, j in places.items())
+            self._summands += [of[i] for i in asked]
+        self._early = _outermost_numbers(self._summands)
+        self._roots = [*self._results, *self._summands, *self._next, *self._numbers]
         self._scalars = list(_hosts(self._roots))
+        self._scalars_of_all = list(_hosts(self._next_of_all))
         self.count = len(self._scalars)
-        self.totals, self.numbers = len(self._summands), len(self._numbers)
+        self.totals, self.numbers = len(self._asked["total"]), len(self._numbers)
+        self.concerns_all = any(
+            symbol.level == ALL for symbol in (*self._numbers, *self._early)
+        ) or any(
+            symbol.operation in ("total_of_all", "count_of_all", "of_all")
+            for symbol, _ in _uses([*self._numbers, *self._next, *self._next_of_all], _operands)
+        )
 
     @cached_property
     def rule(self) -> FunctionType:
@@ -79,16 +108,39 @@ class Written:
 
     @cached_property
     def summand(self) -> FunctionType:
-        """What is summed: `(param, grad, state, hyper) -> ...`, a tuple; `hyper` has the scalars."""
+        """What is summed: `(param, grad, state, hyper) -> ...`, a tuple, over the tensor and over all.
+
+        `hyper` has the numbers that `begin` gives, then the scalars.
+        """
         return self._compilable(self._summand())
 
     @cached_property
-    def finish(self) -> FunctionType:
-        """The numbers of a tensor: `(totals, count, hyper) -> ...`, a tuple; `hyper` has the scalars.
+    def begin(self) -> FunctionType | None:
+        """What summands take of a tensor: `(known, count, hyper) -> ...`, a tuple; None, it is nothing.
 
-        `totals` has the sums, `count` is the number of elements.
+        `known` has the numbers kept for the tensor, then those for all; `count` and `hyper` are as for
+        `finish`.
+        """
+        return self._compilable(self._begin()) if self._early else None
+
+    @cached_property
+    def finish(self) -> FunctionType:
+        """The numbers of a tensor: `(known, count, hyper) -> ...`, a tuple; `hyper` has the scalars.
+
+        `known` has the sums over the tensor, the numbers kept for it, the sums over all tensors, the
+        number of all elements, if anything concerns all, and the numbers kept for all; `count` is the
+        number of elements. What it gives are the numbers that the kernel's function takes, and what
+        becomes of those kept for the tensor.
         """
         return self._compilable(self._finish())
+
+    @cached_property
+    def carry(self) -> FunctionType | None:
+        """What becomes of the numbers kept for all: `(known, hyper) -> ...`, a tuple; None: of none.
+
+        `known` is as for `finish`, without what is the tensor's; `hyper` has the scalars of all.
+        """
+        return self._compilable(self._carry()) if self.of_all else None
 
     @cached_property
     def sums(self) -> Sums | None:
@@ -96,7 +148,20 @@ class Written:
         if not self.numbers:
             return None
         return Sums(
-            self.summand, self.finish, self.totals, self.numbers, len(self.states), self.count
+            self.summand,
+            self.finish,
+            self.totals,
+            self.numbers,
+            len(self.states),
+            self.count,
+            self.begin,
+            len(self._early),
+            len(self.of_tensor),
+            self.carry,
+            self.concerns_all,
+            len(self._asked["total_of_all"]),
+            len(self.of_all),
+            len(self._scalars_of_all),
         )
 
     @cached_property
@@ -107,13 +172,29 @@ class Written:
         their types), `named` what functions for per-step numbers gave, and `first` says that a state
         buffer is new.
         """
-        return self._made(self._host())
+        return self._made(self._host(self._scalars, self._roots))
+
+    @cached_property
+    def scalars_of_all(self) -> FunctionType:
+        """As `scalars`, those of `carry`."""
+        return self._made(self._host(self._scalars_of_all, self._next_of_all))
+
+    @cached_property
+    def about_all(self) -> tuple:
+        """What must be equal for groups whose tensors are summed up together."""
+        carried = ast.unparse(self._carry()) if self.of_all else ""
+        return carried, tuple(self._asked["total_of_all"]), self.of_all
 
     @property
     def text(self) -> str:
         """All functions as source."""
-        sums = [self._summand(), self._finish()] if self.totals else []
-        return "\n\n\n".join(map(ast.unparse, [*sums, self._kernel(), self._host()]))
+        sums = [self._summand(), self._finish()] if self.numbers else []
+        if self._early:
+            sums.insert(0, self._begin())
+        if self.of_all:
+            sums.append(self._carry())
+        host = self._host(self._scalars, self._roots)
+        return "\n\n\n".join(map(ast.unparse, [*sums, self._kernel(), host]))
 
     def _compilable(self, function: ast.FunctionDef) -> FunctionType:
         made = self._made(function)
@@ -155,60 +236,100 @@ class Written:
     def _summand(self) -> ast.FunctionDef:
         arguments = "param", "grad", "state", "hyper"
         names, taken = self._named({*arguments, *self.states})
+        numbers = [f"of_tensor_{i}" for i in range(len(self._early))]
+        names.update(zip(map(id, self._early), numbers))
         scalars = [names[id(scalar)] for scalar in self._scalars]
-        body = [*_unpack(self.states, "state"), *_unpack(scalars, "hyper")]
+        body = [*_unpack(self.states, "state"), *_unpack([*numbers, *scalars], "hyper")]
         writer = _Writer(names, "value_", taken)
         body += self._shared(writer, self._summands, ELEMENT)
         body.append(_returned(writer, self._summands))
         return self._function("summand", arguments, body)
 
+    def _begin(self) -> ast.FunctionDef:
+        known = [*_leaves("of_tensor", self.of_tensor), *_leaves("of_all", self.of_all)]
+        return self._of_known("begin", known, self._early)
+
     def _finish(self) -> ast.FunctionDef:
-        arguments = "totals", "count", "hyper"
-        names, taken = self._named({*arguments})
-        totals = [f"total_{i}" for i in range(self.totals)]
-        scalars = [names[id(scalar)] for scalar in self._scalars]
-        body = [*_unpack(totals, "totals"), *_unpack(scalars, "hyper")]
-        writer = _Writer(names, "value_", taken | {*totals}, self._total)
-        body += self._shared(writer, self._numbers, TENSOR)
-        body.append(_returned(writer, self._numbers))
-        return self._function("finish", arguments, body)
+        of_tensor = [
+            *_leaves("total", range(self.totals)),
+            *_leaves("of_tensor", self.of_tensor),
+        ]
+        return self._of_known(
+            "finish", [*of_tensor, *self._known_of_all], [*self._numbers, *self._next]
+        )
 
-    def _total(self, place: int) -> str:
-        """What the function of a tensor calls a sum."""
-        return f"total_{self._asked.index(self._place[place])}"
+    def _carry(self) -> ast.FunctionDef:
+        return self._of_known("carry", self._known_of_all, self._next_of_all, of_all=True)
 
-    def _named(self, taken: set[str]) -> tuple[dict[int, str], set[str]]:
+    @property
+    def _known_of_all(self) -> list[tuple[str, Any]]:
+        """What is known of all tensors once they are summed up."""
+        if not self.concerns_all:
+            return []
+        totals = range(len(self._asked["total_of_all"]))
+        return [
+            *_leaves("total_of_all", totals),
+            ("count_of_all", None),
+            *_leaves("of_all", self.of_all),
+        ]
+
+    def _of_known(
+        self,
+        name: str,
+        known: Sequence[tuple[str, Any]],
+        results: Sequence[Symbol],
+        of_all: bool = False,
+    ) -> ast.FunctionDef:
+        """A function of what is known of a tensor, or of all, each by its leaf's kind and which one."""
+        arguments = ("known", "hyper") if of_all else ("known", "count", "hyper")
+        own = {leaf: f"known_{i}" for i, leaf in enumerate(known)}
+        names, taken = self._named({*arguments, *own.values()}, of_all)
+        scalars = [
+            names[id(scalar)] for scalar in (self._scalars_of_all if of_all else self._scalars)
+        ]
+        body = [*_unpack([*own.values()], "known"), *_unpack(scalars, "hyper")]
+
+        def name_of(leaf: Symbol) -> str | None:
+            which: Any = leaf.operands[0] if leaf.operands else None
+            return own.get((leaf.operation, self._place.get((leaf.operation, which), which)))
+
+        writer = _Writer(names, "value_", taken, name_of)
+        body += self._shared(writer, results, ALL, TENSOR)
+        body.append(_returned(writer, results))
+        return self._function(name, arguments, body)
+
+    def _named(self, taken: set[str], of_all: bool = False) -> tuple[dict[int, str], set[str]]:
         """The names of scalars in a function in which others are taken, and all names in it."""
         names: dict[int, str] = {}
         taken = {"math", *taken}
-        for i, scalar in enumerate(self._scalars):
+        for i, scalar in enumerate(self._scalars_of_all if of_all else self._scalars):
             name = _name(scalar)
             name = f"scalar_{i}" if name is None or name in taken else name
             taken.add(name)
             names[id(scalar)] = name
         return names, taken
 
-    def _shared(self, writer: _Writer, roots: Sequence[Symbol], level: int) -> list[ast.stmt]:
+    def _shared(self, writer: _Writer, roots: Sequence[Symbol], *levels: int) -> list[ast.stmt]:
         """What a function computes once, since it makes use of it several times."""
-        uses = _uses(roots, lambda symbol: symbol.operands if symbol.level == level else ())
+        uses = _uses(roots, lambda symbol: symbol.operands if symbol.level in levels else ())
         return [
             writer.assign(symbol)
             for symbol, count in uses
-            if count > 1 and symbol.level == level and not symbol.is_leaf
+            if count > 1 and symbol.level in levels and not symbol.is_leaf
         ]
 
-    def _host(self) -> ast.FunctionDef:
+    def _host(self, scalars: Sequence[Symbol], roots: Sequence[Symbol]) -> ast.FunctionDef:
         names: dict[int, str] = {}
         body: list[ast.stmt] = []
         writer = _Writer(names, "value_", set())
-        when = _when(self._roots)
-        always = [scalar for scalar in self._scalars if () in when[id(scalar)]]
+        when = _when(roots)
+        always = [scalar for scalar in scalars if () in when[id(scalar)]]
         certain = {id(symbol) for symbol, _ in _uses(always, _certain)}
-        for symbol, count in _uses(self._scalars, _operands):
+        for symbol, count in _uses(scalars, _operands):
             is_shared = count > 1 and not symbol.is_leaf and id(symbol) in certain
             if is_shared or symbol.operation == "hyper":
                 body.append(writer.assign(symbol))
-        values = [writer.guarded(symbol, when[id(symbol)]) for symbol in self._scalars]
+        values = [writer.guarded(symbol, when[id(symbol)]) for symbol in scalars]
         body.append(ast.Return(ast.Tuple(values, ast.Load())))
         return self._function("scalars", ("group", "step", "named", "first"), body)
 
@@ -228,15 +349,27 @@ def _read(
             *(results[1 + i] for i in kept if not _is(results[1 + i], states[i])),
             *summands,
         ]
-        reads = {s.operands[0] for s, _ in _uses(changed, _operands) if s.operation == "element"}
+        reads = {s.operands[0] for s, _ in _uses(changed, _operands) if s.operation in _STATE}
         found = [i for i in kept if states[i] in reads]
         if found == kept:
             return kept
         kept = found
 
 
-def _is(symbol: Symbol, element: str) -> bool:
-    return symbol.operation == "element" and symbol.operands[0] == element
+_STATE = ("element", *NUMBERS.values())
+
+
+def _is(symbol: Symbol, state: str) -> bool:
+    return symbol.operation in _STATE and symbol.operands[0] == state
+
+
+def _leaves(kind: str, which: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(kind, each) for each in which]
+
+
+def _outermost_numbers(symbols: Sequence[Symbol]) -> list[Symbol]:
+    """What an element's function takes as numbers of its tensor, or of all."""
+    return [s for s, _ in _uses(symbols, _elements) if s.level in (ALL, TENSOR)]
 
 
 def _operands(symbol: Symbol) -> tuple:
@@ -333,7 +466,7 @@ class _Writer:
         names: the names, by the symbol's `id`.
         prefix: with what other names begin.
         taken: names that are none of these.
-        total: the name of a sum, by its place. Default: None, there are none.
+        known: the name of a leaf that is none of the usual ones; None, it is. Default: none are not.
     """
 
     def __init__(
@@ -341,10 +474,10 @@ class _Writer:
         names: dict[int, str],
         prefix: str,
         taken: set[str],
-        total: Callable[[int], str] | None = None,
+        known: Callable[[Symbol], str | None] = lambda leaf: None,
     ):
         self._names, self._prefix, self._taken = names, prefix, taken
-        self._total = total
+        self._known = known
 
     def assign(self, symbol: Symbol) -> ast.Assign:
         """Compute a symbol once; from now on it has a name."""
@@ -376,10 +509,9 @@ class _Writer:
 
     def _written(self, symbol: Symbol) -> ast.expr:
         operation = symbol.operation
-        if operation == "total" and self._total is not None:
-            return _load(self._total(symbol.operands[0]))
         if symbol.is_leaf:
-            return _leaf(symbol)
+            name = self._known(symbol)
+            return _leaf(symbol) if name is None else _load(name)
         operands = [self.expression(operand) for operand in symbol.operands]
         if operation in _BINARY:
             return ast.BinOp(operands[0], _BINARY[operation](), operands[1])

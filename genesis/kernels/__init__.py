@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from .combining import Combination, OfAll, likeness
 from .launch import Batch, Copy, FlatBatch, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm, norm_and_finite
 
 __all__ = [
-    "Batch", "CHANGED", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch", "MAY_OVERLAP", "MOVED",
-    "cells", "clip", "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list",
-    "norm", "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset",
-    "staying", "watch", "working",
+    "Batch", "CHANGED", "Combination", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch",
+    "MAY_OVERLAP", "MOVED", "OfAll", "cells", "clip", "factored_updates", "gatherer", "ids", "kept_dict",
+    "kept_entries", "kept_list", "likeness", "norm", "norm_and_finite", "prepare", "prepare_flat",
+    "question", "regions", "slot_offset", "staying", "watch", "working",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2

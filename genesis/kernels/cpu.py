@@ -25,7 +25,8 @@ from .specialise import anew, compile_function, described, specialised, title
 from .summing import of_columns, whole, within
 
 if TYPE_CHECKING:
-    from .sums import Sums
+    from .combining import OfAll
+    from .sums import Summing, Sums
     from .table import Table
 
 CHUNK = 16384
@@ -56,10 +57,10 @@ def _yield(typing_context):
 # These names stand in the code below for functions that `_compiled` puts in their place, once per
 # rule and storage types (see `specialise`).
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
-given = add = clip = finish = totals_of = numbers_of = write_numbers = widen = None
-reserve = get = combine = None
-stored = read_back = add_short = SHORT_ZEROS = None
-TOTALS = NUMBERS = STATES = COUNT = ZEROS = None
+given = add = clip = totals_of = numbers_of = write_numbers = None
+begin = finish = carry = kept_of = all_of = write_kept = write_totals = None
+reserve = get = combined = stored = read_back = add_short = SHORT_ZEROS = None
+TOTALS = NUMBERS = STATES = COUNT = ZEROS = SLOTS = KEPT = NOW = None
 
 _SHORT = 512
 """How many elements are measured in the update's own arithmetic before their sum is made a float64: each
@@ -87,8 +88,10 @@ _PATIENCE = 1000
     NUMBERS_AT,  # where the numbers of rows are to be put
     ROWS,  # how many rows there are
     SIZES,  # where their numbers of elements are
+    KEPT_AT,  # where the numbers kept for rows are
+    OF_ALL,  # where the numbers of all tensors are
     RECORD_SIZE,
-) = range(15)
+) = range(17)
 
 _Record = ctypes.c_int64 * RECORD_SIZE  # its address is found in a tenth of the time of an array's
 
@@ -264,23 +267,41 @@ def as_stored(tensors, i, param):
 
 
 def sum_up(tensors, start, stop, hyper, moment):
-    """Sum up, over a chunk, what a rule needs to know of its tensor."""
+    """Sum up, over a chunk, what a rule needs to know of its tensor, and of all."""
     totals = ZEROS
+    own = given(tensors, hyper)
     for i in range(start, stop):
         values = read(tensors, i)
         gradient = clip(values[0] * hyper[0], hyper)
-        totals = add(totals, rule(values[1], gradient, values[2:], hyper[1:]))
+        totals = add(totals, rule(values[1], gradient, values[2:], own))
     return totals
+
+
+def begin_rows(record):
+    """For each row find the numbers that what is summed makes use of.
+
+    `record` is as for `finish_rows`.
+    """
+    numbers, kept = word(record + 8 * NUMBERS_AT), word(record + 8 * KEPT_AT)
+    hyper = scalars_of(word(record + 8 * SCALARS))[1:]
+    now = all_of(word(record + 8 * OF_ALL) + NOW)
+    for row in range(word(record + 8 * ROWS)):
+        size = float(word(word(record + 8 * SIZES) + 8 * row))
+        known = kept_of(kept + row * KEPT) + now
+        write_numbers(numbers + row * SLOTS, begin(known, size, hyper))
+    return 0
 
 
 def finish_rows(record):
     """For each row put together what its chunks came to, and find the numbers for its update.
 
-    `record` is that of the pass that has summed up, with more at its end.
+    `record` is as that of the pass that has summed up, with wide scalars and with more at its end.
     """
     chunks, count = word(record + 8 * CHUNKS), word(record + 8 * CHUNK_COUNT)
     results, numbers = word(record + 8 * RESULTS), word(record + 8 * NUMBERS_AT)
-    hyper = widen(scalars_of(word(record + 8 * SCALARS))[1:])
+    kept = word(record + 8 * KEPT_AT)
+    hyper = scalars_of(word(record + 8 * SCALARS))[1:]
+    of_all = all_of(word(record + 8 * OF_ALL))
     chunk = 0
     for row in range(word(record + 8 * ROWS)):
         totals = ZEROS
@@ -288,8 +309,40 @@ def finish_rows(record):
             totals = add(totals, totals_of(results + 8 * TOTALS * chunk))
             chunk += 1
         size = float(word(word(record + 8 * SIZES) + 8 * row))
-        write_numbers(numbers + row * NUMBERS, finish(totals, size, hyper))
+        known = totals + kept_of(kept + row * KEPT) + of_all
+        found = finish(known, size, hyper)
+        write_numbers(numbers + row * SLOTS, found[:NUMBERS])
+        write_kept(kept + row * KEPT, found[NUMBERS:])
     return 0
+
+
+def combine(pieces, count, of_all, scalars):
+    """Put together sums over all tensors, and find what becomes of the numbers that are kept for all.
+
+    Args:
+        pieces, count: where the sums of each tensor are, see `target.SummedUpdate.pieces`, and how many
+            tensors there are.
+        of_all: where the numbers of all are, see `combining.OfAll`.
+        scalars: where the number of all elements is, and the scalars of `carry`.
+    """
+    totals = ZEROS
+    for i in range(count):
+        own = ZEROS
+        address = word(pieces + 32 * i)
+        for _ in range(word(pieces + 32 * i + 8)):
+            own = add(own, totals_of(address))
+            address += word(pieces + 32 * i + 16)
+        totals = add(totals, own)
+    hyper = scalars_of(scalars)
+    before = kept_of(of_all + NOW)
+    write_totals(of_all, totals + hyper[:1] + before)
+    write_kept(of_all + NOW, carry(totals + hyper[:1] + before, hyper[1:]))
+    return 0
+
+
+def nothing_to_carry(known, hyper):
+    """Where no numbers are kept for all."""
+    return ()
 
 
 def transform(tensors, start, stop, hyper, moment):
@@ -321,7 +374,7 @@ def reduce(tensors, start, stop, hyper, moment):
         width //= 2
         for lane in range(width):
             total = get(lanes, lane)[0]
-            write(lanes, lane, (combine(total, get(lanes, width + lane)[0], exponent),))
+            write(lanes, lane, (combined(total, get(lanes, width + lane)[0], exponent),))
     return get(lanes, 0)[0]
 
 
@@ -385,7 +438,7 @@ class Summed:
 
     def __init__(
         self,
-        sums: Sums,
+        summing: Summing,
         table: Table,
         scalars: np.ndarray,
         has_masters: bool,
@@ -393,30 +446,75 @@ class Summed:
         clips: bool,
         update: Bound,
     ):
+        sums = summing.sums
         arithmetic, count = scalars.dtype.name, len(scalars)
         master = table.storages[-1] if has_masters else None
-        summand = _summand(sums.summand, sums.states, sums.scalars, master, at_random)
-        kernel = _summing(summand, table.storages, arithmetic, count, sums.totals, clips)
-        results = np.zeros((len(table.chunks), sums.totals))
+        self._results = results = np.zeros((len(table.chunks), max(1, sums.summed)))
         read = sum(table.bytes_of_column[: 2 + sums.states])
-        self._sum_up = Bound(kernel, table, scalars, read, results=results)
-        self._update = update
-        # The record of the pass, with what else there is to know of its table.
-        record = _Record.from_buffer_copy(self._sum_up._record)
+        self._sum_up: Bound | None = None
+        if sums.summed:
+            own = sums.states, sums.early + sums.scalars
+            summand = _summand(sums.summand, *own, master, at_random)
+            kernel = _summing(
+                summand, table.storages, arithmetic, count, sums.summed, clips, sums.early
+            )
+            self._sum_up = Bound(kernel, table, scalars, read, results=results)
+        self._update, self._sums = update, sums
+        self._rows = np.searchsorted(table.chunks[:, 0], np.arange(len(table.sizes) + 1))
+        # A record as that of the pass, with what else there is to know of its table.
+        record = _Record()
         sizes = np.array(table.sizes, np.int64)
+        kept, record[KEPT_AT] = summing.kept
+        record[CHUNKS], record[CHUNK_COUNT] = table.chunks.ctypes.data, len(table.chunks)
+        record[RESULTS], record[SCALARS] = results.ctypes.data, summing.scalars.ctypes.data
         record[NUMBERS_AT], record[ROWS] = table.numbers.ctypes.data, len(sizes)
         record[SIZES] = sizes.ctypes.data
-        finish = _finishing(sums.finish, arithmetic, count, sums.scalars, sums.totals, sums.numbers)
-        self._finish = partial(finish, ctypes.addressof(record))
-        self._finish.kept = record, sizes, table.numbers  # type: ignore[attr-defined]
+        if summing.of_all is not None:
+            record[OF_ALL] = summing.of_all.address
+        held = record, table, sizes, kept, summing
+        self._begin = None if sums.begin is None else self._call(_beginning, sums.begin, held)
+        self._finish = self._call(_finishing, sums.finish, held)
+
+    def _call(self, compiled: Callable, function: Callable, held: tuple) -> partial:
+        """The call that goes through the rows, with all that it knows by its address."""
+        table, sums = held[1], self._sums
+        shape = sums.scalars, sums.summed, sums.totals, sums.numbers, sums.early, sums.kept
+        call = partial(
+            compiled(
+                function,
+                table.arithmetic,
+                shape,
+                sums.known_of_all,
+                sums.kept_of_all,
+            ),
+            ctypes.addressof(held[0]),
+        )
+        call.kept = held  # type: ignore[attr-defined]
+        return call
 
     @property
     def steady(self) -> bool:
-        return self._sum_up.steady and self._update.steady
+        return self._update.steady and (self._sum_up is None or self._sum_up.steady)
+
+    def pieces(self) -> np.ndarray:
+        """See `target.SummedUpdate`."""
+        stride = self._results.strides[0]
+        found = np.empty((len(self._rows) - 1, 4), np.int64)
+        found[:, 0] = self._results.ctypes.data + self._rows[:-1] * stride + 8 * self._sums.totals
+        found[:, 1] = np.diff(self._rows)
+        found[:, 2:] = stride, 8
+        return found
+
+    def summing(self) -> list[partial]:
+        calls = [] if self._begin is None else [self._begin]
+        return calls if self._sum_up is None else [*calls, *self._sum_up.actions()]
+
+    def updating(self) -> list[partial]:
+        return [self._finish, *self._update.actions()]
 
     def actions(self) -> list[partial]:
         """The calls that do the work, see `Bound`."""
-        return [*self._sum_up.actions(), self._finish, *self._update.actions()]
+        return [*self.summing(), *self.updating()]
 
     def measured(self) -> np.ndarray:
         """See `target.Update`."""
@@ -432,7 +530,7 @@ def bind(
     averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
-    sums: Sums | None = None,
+    sums: Summing | None = None,
     measures: bool = False,
 ) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
@@ -444,7 +542,7 @@ def bind(
         rule = _with_copy(rule, copy, table.storages[-1], moments is not None)
     process = update if moments is None else update_at_random
     arithmetic, count = scalars.dtype.name, len(scalars)
-    numbers = 0 if sums is None else sums.numbers
+    numbers = 0 if sums is None else sums.sums.numbers
     kernel = _compiled(
         rule, process, table.storages, arithmetic, count, table.scattered, numbers, measures
     )
@@ -455,8 +553,17 @@ def bind(
     return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
 
 
-def numbers(shape: tuple[int, int], kind: str, device: str, stream: None) -> tuple[Any, int]:
-    found = np.zeros(shape, kind)
+def bind_combination(pieces: np.ndarray, sums: Sums, of_all: OfAll, scalars: np.ndarray) -> partial:
+    carry = nothing_to_carry if sums.carry is None else sums.carry
+    shape = sums.totals_of_all, sums.kept_of_all, sums.scalars_of_all
+    addresses = pieces.ctypes.data, len(pieces), of_all.address, scalars.ctypes.data
+    call = partial(_combining(carry, *shape), *addresses)
+    call.kept = pieces, of_all, scalars  # type: ignore[attr-defined]
+    return call
+
+
+def numbers(values: np.ndarray, device: str, stream: Any) -> tuple[Any, int]:
+    found = values.copy()
     return found, found.ctypes.data
 
 
@@ -542,20 +649,16 @@ def _compiled(
         "rule": _callable(anew(rule, _callable)),
         "read": storage.reader(storages, number),
         "write": write,
-        "given": _callable(scalars_alone),
+        "given": _given(numbers, number, len(storages)),
     }
     if process is reduce:
-        combine = reductions.COMBINED.get(rule, reductions.added)
+        combined = reductions.COMBINED.get(rule, reductions.added)
         names |= {
             "reserve": stack(LANES),
             "get": storage.reader(("float64",), types.float64),
             "write": storage.writer(("float64",), types.float64),
-            "combine": _callable(anew(combine, _callable)),
+            "combined": _callable(anew(combined, _callable)),
         }
-    if numbers:
-        own = {"numbers_of": storage.scalars(numbers, number), "COUNT": len(storages)}
-        found = specialised(numbers_and_scalars, f"{numbers}_numbers_after_{len(storages)}", own)
-        names["given"] = _callable(found)
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
     what = title(rule, storages)
     totals = 0
@@ -591,18 +694,20 @@ def _summing(
     scalars: int,
     totals: int,
     clips: bool,
+    early: int,
 ) -> Callable:
-    """The kernel that sums up, with `summand` as `of_columns` makes it."""
+    """The kernel that sums up, with `summand` as `of_columns` makes it, which takes `early` numbers."""
     number = getattr(types, arithmetic)
     names = {
         "rule": _callable(anew(summand, _callable)),
         "read": storage.reader(storages, number),
         "add": storage.adder(totals, number),
         "clip": _callable(within if clips else whole),
+        "given": _given(early, number, len(storages)),
         "ZEROS": (0.0,) * totals,
     }
     name = described(summand, storages) + storage.variant() + "_clipped" * clips
-    columns = len(storages)
+    columns = len(storages) + (early > 0)
     options = {"error_model": "numpy", "fastmath": False}
     what = f"sums of {title(summand, storages)}"
     return _working(
@@ -611,26 +716,83 @@ def _summing(
 
 
 @Kept
+def _beginning(
+    begin: Callable, arithmetic: str, shape: tuple[int, ...], known_of_all: int, kept_of_all: int
+) -> Callable:
+    """The function that finds, for each row, the numbers that what is summed makes use of."""
+    scalars, _, _, numbers, early, kept = shape
+    number = getattr(types, arithmetic)
+    names = {
+        "begin": _callable(anew(begin, _callable)),
+        "scalars_of": storage.scalars(1 + scalars, types.float64),
+        "kept_of": storage.scalars(kept, types.float64),
+        "all_of": storage.scalars(kept_of_all, types.float64),
+        "write_numbers": storage.numbers_writer(early, number),
+        "SLOTS": max(numbers, early) * np.dtype(arithmetic).itemsize,
+        "KEPT": 8 * kept,
+        "NOW": 8 * known_of_all,
+    }
+    name = f"{begin.__name__}_{arithmetic}_before_{numbers}"
+    function = specialised(begin_rows, name, names)
+    what = f"{begin.__name__}, tensor by tensor, before sums"
+    return compile_function(function, types.int64(types.int64), what=what)
+
+
+@Kept
 def _finishing(
-    finish: Callable, arithmetic: str, scalars: int, own: int, totals: int, numbers: int
+    finish: Callable, arithmetic: str, shape: tuple[int, ...], known_of_all: int, kept_of_all: int
 ) -> Callable:
     """The function that makes numbers of each row of what has been summed up."""
+    scalars, summed, totals, numbers, early, kept = shape
     number = getattr(types, arithmetic)
     names = {
         "finish": _callable(anew(finish, _callable)),
-        "scalars_of": storage.scalars(1 + own, number),
-        "widen": storage.widened(own, number, types.float64),
+        "scalars_of": storage.scalars(1 + scalars, types.float64),
         "totals_of": storage.scalars(totals, types.float64),
+        "kept_of": storage.scalars(kept, types.float64),
+        "all_of": storage.scalars(known_of_all, types.float64),
         "add": storage.adder(totals, types.float64),
         "write_numbers": storage.numbers_writer(numbers, number),
+        "write_kept": storage.numbers_writer(kept, types.float64),
         "ZEROS": (0.0,) * totals,
-        "TOTALS": totals,
-        "NUMBERS": numbers * np.dtype(arithmetic).itemsize,
+        "TOTALS": max(1, summed),
+        "NUMBERS": numbers,
+        "SLOTS": max(numbers, early) * np.dtype(arithmetic).itemsize,
+        "KEPT": 8 * kept,
     }
-    name = f"{finish.__name__}_{arithmetic}_of_{totals}_to_{numbers}"
+    name = f"{finish.__name__}_{arithmetic}_of_{summed}_to_{numbers}"
     function = specialised(finish_rows, name, names)
     what = f"{finish.__name__}, tensor by tensor"
     return compile_function(function, types.int64(types.int64), what=what)
+
+
+@Kept
+def _combining(carry: Callable, totals: int, kept: int, scalars: int) -> Callable:
+    """The function that puts together sums over all tensors."""
+    known = totals + 1 + kept
+    names = {
+        "carry": _callable(anew(carry, _callable)),
+        "totals_of": storage.scalars(totals, types.float64),
+        # Without flags: pieces lie closer to each other or farther, and this must not tell in the bits.
+        "add": storage.adder(totals, types.float64, types.float64, ()),
+        "kept_of": storage.scalars(kept, types.float64),
+        "scalars_of": storage.scalars(1 + scalars, types.float64),
+        "write_totals": storage.numbers_writer(known, types.float64),
+        "write_kept": storage.numbers_writer(kept, types.float64),
+        "ZEROS": (0.0,) * totals,
+        "NOW": 8 * known,
+    }
+    function = specialised(combine, f"{carry.__name__}_of_{totals}_and_{kept}", names)
+    what = f"{carry.__name__}, of all tensors"
+    return compile_function(function, types.int64(*[types.int64] * 4), what=what)
+
+
+def _given(numbers: int, number: Any, columns: int) -> Callable:
+    """What a rule takes besides elements, with so many numbers of its tensor behind the columns."""
+    if not numbers:
+        return _callable(scalars_alone)
+    own = {"numbers_of": storage.scalars(numbers, number), "COUNT": columns}
+    return _callable(specialised(numbers_and_scalars, f"{numbers}_numbers_after_{columns}", own))
 
 
 def _working(

@@ -18,8 +18,10 @@ from .. import buffers
 from ..commit import commit
 from ..sparse import RowsView
 from . import compiling, reductions, transforms
+from .sums import Summing
 
 if TYPE_CHECKING:
+    from .combining import OfAll
     from .sums import Sums
 
 Copy = Literal["copy", "master", None]
@@ -97,16 +99,24 @@ class Launch(OverTable):
         clips: bool,
         keys: Sequence[int] | None,
         sums: Sums | None,
+        kept: np.ndarray | None,
+        of_all: OfAll | None,
         measures: bool = False,
     ):
-        super().__init__(columns, stream, keys, 0 if sums is None else sums.numbers)
+        super().__init__(columns, stream, keys, 0 if sums is None else sums.slots)
         # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
         # average, and the value to which gradients are clipped.
         self._scalars = np.empty(1 + scalars + 2 * averages + clips, self._table.arithmetic)
         self._pack = Struct(f"{len(self._scalars)}{self._scalars.dtype.char}").pack_into
         self._packed = self._scalars.data
         self._moments = None if keys is None else np.zeros(1, np.int64)
-        self._rule, self._sums = rule, sums
+        self._rule, self._sums = rule, None
+        if sums is not None:
+            if kept is None:
+                kept = np.zeros((len(self._table.sizes), sums.kept))
+            memory = self._target.numbers(kept, self._table.device, self._table.stream)
+            wide = np.zeros(len(self._scalars))
+            self._sums = Summing(sums, wide, memory, of_all)
         self._around = {"copy": copy, "averages": averages, "clips": clips, "measures": measures}
         self._bind()
 
@@ -126,6 +136,27 @@ class Launch(OverTable):
     def steady(self) -> bool:
         """Whether `actions` always gives the same calls, so that a list of them can be kept."""
         return self._update.steady
+
+    @property
+    def device(self) -> str:
+        """Where the tensors are."""
+        return self._table.device
+
+    @property
+    def elements(self) -> int:
+        """How many elements all tensors have."""
+        return sum(self._table.sizes)
+
+    def kept(self) -> np.ndarray:
+        """The numbers kept for each tensor, as they are now; on a GPU this waits for it."""
+        assert self._sums is not None
+        memory, _ = self._sums.kept
+        shape = len(self._table.sizes), self._sums.sums.kept
+        return buffers.host_copy(memory).reshape(shape)
+
+    def pieces(self) -> np.ndarray:
+        """See `target.Update`."""
+        return self._update.pieces()
 
     @property
     def indirect(self) -> bool:
@@ -150,9 +181,19 @@ class Launch(OverTable):
 
     def actions(self) -> list[partial]:
         """The calls that update every tensor, for `commit`."""
-        if self._table.has_copies:
-            return [*self._update.actions(), *self._table.scatter()]
-        return self._update.actions()
+        if self._sums is not None:
+            return [*self.summing(), *self.updating()]
+        return self.updating()
+
+    def summing(self) -> list[partial]:
+        """Of these calls those that sum up, which come first."""
+        return [] if self._sums is None else self._update.summing()
+
+    def updating(self) -> list[partial]:
+        """The others, before which sums over all tensors are put together."""
+        update = self._update
+        actions = update.actions() if self._sums is None else update.updating()
+        return [*actions, *self._table.scatter()] if self._table.has_copies else actions
 
     def run(self) -> None:
         """Update every tensor."""
@@ -194,6 +235,8 @@ class Launch(OverTable):
             self._pack(self._packed, 0, scale, *hyper)
         except struct_error:
             raise TypeError(f"hyper-parameters must be numbers, but they gave {hyper}") from None
+        if self._sums is not None:
+            self._sums.scalars[1:] = hyper
         if self._moments is not None:
             self._moments[0] = moment
 
@@ -287,7 +330,9 @@ class FlatLaunch(Launch):
         measures: bool,
     ):
         self._sizes, self._storages, self._device = sizes, storages, device
-        super().__init__(rule, (), scalars, stream, copy, averages, False, keys, sums, measures)
+        super().__init__(
+            rule, (), scalars, stream, copy, averages, False, keys, sums, None, None, measures
+        )
         self.addresses = self._table.addresses[:, : len(storages)]
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
@@ -378,6 +423,8 @@ def prepare(
     clips: bool = False,
     keys: Sequence[int] | None = None,
     sums: Sums | None = None,
+    kept: np.ndarray | None = None,
+    of_all: OfAll | None = None,
     measures: bool = False,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
@@ -399,12 +446,16 @@ def prepare(
             multiplied into gradients, is before. Default: False.
         keys: a number for each tensor, from which follow the random bits by which bfloat16 is then
             rounded. Default: None, it is rounded to the nearest.
-        sums: what the rule needs to know of each tensor as a whole. Default: None, nothing.
+        sums: what the rule needs to know of each tensor as a whole, and of all. Default: None, nothing.
+        kept: the numbers kept for each tensor, float64 of shape (tensors, numbers). Default: None,
+            zeros.
+        of_all: where the numbers of all tensors are, if `sums` concern all. Default: None.
         measures: whether an update notes how far the parameters of the second column move, for
             `measured`. Default: False.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
-    return launch(rule, columns, scalars, stream, copy, averages, clips, keys, sums, measures)
+    around = copy, averages, clips, keys
+    return launch(rule, columns, scalars, stream, *around, sums, kept, of_all, measures)
 
 
 def prepare_flat(

@@ -19,7 +19,7 @@ from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 
 __all__ = [
     "BYTES", "GLOBAL", "VECTOR", "adder", "addresses", "arithmetic", "device_function", "edited",
-    "first_aligned", "lane_updater", "lanes", "numbers_writer", "part", "reader", "scalars", "widened",
+    "first_aligned", "lane_updater", "lanes", "numbers_writer", "part", "reader", "scalars",
     "writer",
 ]  # fmt: skip
 
@@ -76,13 +76,7 @@ def part(count, number):
 
 
 @lru_cache(maxsize=None)
-def widened(count, number, to):
-    kind = np.dtype(to.name).type
-    return lambda numbers: tuple(map(kind, numbers[:count]))
-
-
-@lru_cache(maxsize=None)
-def adder(count, number, total):
+def adder(count, number, total, flags=()):
     kind = np.dtype(total.name).type
     return lambda totals, values: tuple(t + kind(v) for t, v in zip(totals, values))
 

@@ -90,6 +90,11 @@ def row(columns: int):
     return read_row
 
 
+def _numbers(number: types.Float, count: int) -> types.Type:
+    """So many numbers of a type, as a tuple; there may be none."""
+    return types.UniTuple(number, count) if count else types.Tuple(())
+
+
 @lru_cache(maxsize=None)
 def scalars(count: int, number: types.Float, space: int = 0):
     """A function `(address)` -> the `count` numbers there as a tuple, to be kept in registers."""
@@ -102,7 +107,7 @@ def scalars(count: int, number: types.Float, space: int = 0):
             values = [builder.load(builder.gep(data, [_I64(k)])) for k in range(count)]
             return context.make_tuple(builder, signature.return_type, values)
 
-        return types.UniTuple(number, count)(types.int64), generate
+        return _numbers(number, count)(types.int64), generate
 
     return read_scalars
 
@@ -140,34 +145,22 @@ def part(count: int, number: types.Float):
             values = [builder.load(builder.gep(found.data, [place])) for place in places]
             return context.make_tuple(builder, signature.return_type, values)
 
-        return types.UniTuple(number, count)(array, types.int64), generate
+        return _numbers(number, count)(array, types.int64), generate
 
     return read_part
 
 
 @lru_cache(maxsize=None)
-def widened(count: int, number: types.Float, to: types.Float):
-    """A function `(numbers)` -> the first `count` of them in another type."""
-
-    @intrinsic
-    def widen(typing_context, numbers):
-        def generate(context, builder, signature, arguments):
-            values = [
-                context.cast(builder, builder.extract_value(arguments[0], k), number, to)
-                for k in range(count)
-            ]
-            return context.make_tuple(builder, signature.return_type, values)
-
-        return types.UniTuple(to, count)(numbers), generate
-
-    return widen
-
-
-@lru_cache(maxsize=None)
-def adder(count: int, number: types.Float, total: types.Float = types.float64):
+def adder(
+    count: int,
+    number: types.Float,
+    total: types.Float = types.float64,
+    flags: tuple[str, ...] = ("reassoc",),
+):
     """A function `(totals, values)` -> the sums of `count` totals of a type and numbers of another.
 
-    Sums over a loop gain from additions that may be reordered; their order is fixed once it is compiled.
+    Sums over a loop gain from additions that may be reordered; their order is fixed once it is compiled,
+    unless that depends on how far apart in memory the numbers turn out to be. `flags` are LLVM's.
     """
 
     @intrinsic
@@ -178,10 +171,10 @@ def adder(count: int, number: types.Float, total: types.Float = types.float64):
                 value = builder.extract_value(arguments[1], k)
                 value = context.cast(builder, value, number, total)
                 before = builder.extract_value(arguments[0], k)
-                sums.append(builder.fadd(before, value, flags=("reassoc",)))
+                sums.append(builder.fadd(before, value, flags=flags))
             return context.make_tuple(builder, signature.return_type, sums)
 
-        return types.UniTuple(total, count)(totals, values), generate
+        return _numbers(total, count)(totals, values), generate
 
     return add
 

@@ -41,9 +41,9 @@ class _Rows:
         """Let each row have so many numbers, and their address behind its own."""
         if not count:
             return None
-        shape = len(self.addresses), count
-        numbers, address = self._target.numbers(shape, self.arithmetic, self.device, self.stream)
-        places = address + np.arange(shape[0]) * (count * np.dtype(self.arithmetic).itemsize)
+        zeros = np.zeros((len(self.addresses), count), self.arithmetic)
+        numbers, address = self._target.numbers(zeros, self.device, self.stream)
+        places = address + np.arange(len(zeros)) * zeros.strides[0]
         self.addresses = np.column_stack([self.addresses, places])
         return numbers
 

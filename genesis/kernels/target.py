@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from .sums import Sums
+    from .combining import OfAll
+    from .sums import Summing, Sums
     from .table import AddressTable, Table
 
 
@@ -26,6 +27,23 @@ class Update(Protocol):
     def measured(self) -> np.ndarray:
         """For each chunk the sums of squares of how far parameters moved in the last update, and of what
         they were before it, float64, shape (chunks, 2); of an update that `measures`. Waits for a GPU.
+        """
+
+
+class SummedUpdate(Update, Protocol):
+    """A rule bound to a table that needs to know sums."""
+
+    def summing(self) -> list[partial]:
+        """Of the calls, those that sum up; they come first."""
+
+    def updating(self) -> list[partial]:
+        """The others, before which sums over all tensors are put together."""
+
+    def pieces(self) -> np.ndarray:
+        """Where the sums over all tensors lie that `summing` finds, int64, for each row of the table.
+
+        The address of what its first chunk came to, the number of its chunks, how many bytes lie from
+        one to the next, and how many bytes a number has.
         """
 
 
@@ -48,9 +66,9 @@ class Target(Protocol):
         averages: bool = False,
         clips: bool = False,
         moments: np.ndarray | None = None,
-        sums: Sums | None = None,
+        sums: Summing | None = None,
         measures: bool = False,
-    ) -> Update:
+    ) -> Update | SummedUpdate:
         """Compile a rule for a table.
 
         Args:
@@ -63,10 +81,23 @@ class Target(Protocol):
             clips: elements of gradients are clipped to the last scalar, see `clipping.clipped`.
             moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is
                 rounded at random, in a way that follows from it. Default: None, to the nearest.
-            sums: what the rule needs to know of each tensor; the table has `numbers` for it.
+            sums: what the rule needs to know of each tensor, or of all; the table has `numbers` for it.
                 Default: None, nothing.
             measures: whether the update notes how far parameters move: those of the table's second
                 column, as they are stored. Default: False.
+        """
+
+    def bind_combination(
+        self, pieces: np.ndarray, sums: Sums, of_all: OfAll, scalars: np.ndarray
+    ) -> partial:
+        """The call that puts together sums over all tensors, see `combining.Combination`.
+
+        Args:
+            pieces: where the sums of each tensor lie, see `Update.pieces`, in the order in which tensors
+                are added.
+            sums, of_all: see there.
+            scalars: the number of all elements, and the scalars of `carry`, looked at when the call is
+                made.
         """
 
     def bind_transform(
@@ -88,10 +119,8 @@ class Target(Protocol):
         clip, and returns a function that waits for the norm.
         """
 
-    def numbers(
-        self, shape: tuple[int, int], kind: str, device: str, stream: Any
-    ) -> tuple[Any, int]:
-        """Memory for so many numbers for each of so many rows, and its address."""
+    def numbers(self, values: np.ndarray, device: str, stream: Any) -> tuple[Any, int]:
+        """Memory that begins with a copy of these numbers, and its address."""
 
     def stream_numbered(self, number: int) -> Any:
         """The stream that CUDA knows by a number, which somebody else has made."""

@@ -125,6 +125,23 @@ class LARS(RuleOptimizer):
         measure_updates: bool = False,
     ) -> None: ...
 
+class LDoG(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        reps_rel: float = 1e-06,
+        lr: float | Callable[[int], float] = 1.0,
+        weight_decay: float = 0,
+        eps: float = 1e-08,
+        init_eta: float | None = None,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class MARS(RuleOptimizer):
     def __init__(
         self,
@@ -365,6 +382,44 @@ class Adan(RuleOptimizer):
         measure_updates: bool = False,
     ) -> None: ...
 
+class DAdaptAdam(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        decouple: bool = False,
+        use_bias_correction: bool = False,
+        d0: float = 1e-06,
+        growth_rate: float = ...,
+        layer_scale: float = 1.0,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class DoG(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        reps_rel: float = 1e-06,
+        lr: float | Callable[[int], float] = 1.0,
+        weight_decay: float = 0,
+        eps: float = 1e-08,
+        init_eta: float | None = None,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
 class LaProp(RuleOptimizer):
     def __init__(
         self,
@@ -428,6 +483,46 @@ class NAdam(RuleOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+    ) -> None: ...
+
+class NovoGrad(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 0.001,
+        betas: tuple[float, float] = (0.95, 0.98),
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        grad_averaging: bool = False,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
+    ) -> None: ...
+
+class Prodigy(RuleOptimizer):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Callable[[int], float] = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-08,
+        weight_decay: float = 0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-06,
+        d_coef: float = 1.0,
+        growth_rate: float = ...,
+        *,
+        maximize: bool = False,
+        master_weights: bool = False,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool = False,
+        ema_decay: float | None = None,
     ) -> None: ...
 
 class RAdam(RuleOptimizer):

@@ -86,6 +86,14 @@ def state_number(value: Any, name: str, what: str) -> Any:
     return float(value)
 
 
+def single(value: Any, what: str) -> float:
+    """A number that is loaded, which may be an array or tensor of one element; else TypeError."""
+    try:
+        return float(value if checks.is_number(value) else value.reshape(())[()])
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        raise TypeError(f"{what} must be one number, but got {value!r}") from None
+
+
 def apart(arrays: list[np.ndarray], whose: list[tuple[str, str]]) -> None:
     """Raise ValueError if two arrays that a step writes share memory.
 

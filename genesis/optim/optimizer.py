@@ -16,7 +16,7 @@ from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
 from ..sparse import RowsView, SparseGrad
-from . import gradients, hooks, members, options, shown, spelling
+from . import arrays, gradients, hooks, members, options, shown, spelling
 from .group import Group, Misplaced, misplace
 from .state import State
 
@@ -62,6 +62,8 @@ class Optimizer:
     """The names of others."""
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     """The names of the numbers that state shows."""
+    _kept_numbers: ClassVar[tuple[str, ...]] = ()
+    """Of `_always` and `_sometimes` those that are no buffers, but numbers of a tensor, or of all."""
     _said_no_gradients = False
     step_skipped = False
     """Whether the last step did nothing, since gradients had inf or NaN in them: see `skip_nonfinite`
@@ -470,6 +472,9 @@ class Optimizer:
                     if not (loaded[name] >= 0 and loaded[name].is_integer()):
                         raise ValueError(f"{title} must be a count of updates, but got {value}")
                     loaded[name] = int(value)
+                continue
+            if name in self._kept_numbers:
+                loaded[name] = arrays.single(value, title)
                 continue
             array = buffers.as_host(value, title)
             shape = self._state_shape(name, parameter)

@@ -9,7 +9,7 @@ plans of all groups, and that no two arrays among them share memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from operator import is_
 from typing import Any
@@ -22,7 +22,8 @@ from ..parameter import Parameter
 from ..sparse import RowsView
 from . import arrays, members, options
 from .gradients import Views
-from .state import State
+from .overall import OfAllTensors
+from .state import KeptNumbers, State
 
 
 @lru_cache(maxsize=None)
@@ -42,10 +43,12 @@ class Bucket:
         first: whether a buffer of theirs is new, so that the next update is its first.
         averages: whether an update takes them into an average, and `new_average` whether that begins.
         launch: how they are updated.
+        scalars_of_all: what it gives for the numbers that all tensors have in common.
     """
 
     __slots__ = (
-        "_count", "after", "averages", "first", "launch", "new_average", "numbers", "rows"
+        "_count", "after", "averages", "first", "launch", "new_average", "numbers", "rows",
+        "scalars_of_all",
     )  # fmt: skip
 
     def __init__(
@@ -63,11 +66,15 @@ class Bucket:
         self.after = dict(numbers)
         self.first = first
         self.launch = launch
+        self.scalars_of_all: tuple[float, ...] = ()
         self._count = partial(numbers.update, self.after)
 
     def actions(self) -> list[partial]:
-        """The calls, for `commit`, that update the parameters, their buffers and numbers."""
-        actions = [*self.launch.actions(), self._count]
+        """The calls, for `commit`, that update the parameters, their buffers and numbers.
+
+        Those of `launch.summing()` come before, of all buckets.
+        """
+        actions = [*self.launch.updating(), self._count]
         if self.first:
             actions.append(partial(setattr, self, "first", False))
         if self.new_average:
@@ -97,6 +104,7 @@ class Plan:
         first: the number of the first parameter among all of the optimizer's.
         check_lr: raises unless the learning rate of a group like it is valid.
         clips: whether an update clips the elements of gradients, to a value that `set_scalars` takes.
+        of_all: where the numbers of all tensors are; None, there are none.
 
     Attributes:
         called: what each parameter is called, or None.
@@ -119,8 +127,10 @@ class Plan:
         first: int,
         check_lr: Callable[[dict[str, Any]], None],
         clips: bool,
+        of_all: OfAllTensors | None,
     ):
         self.recipe, self.first, self.check_lr, self.clips = recipe, first, check_lr, clips
+        self.of_all: kernels.OfAll | None = None
         self.settings = settings
         self.scheduled = hyper.scheduled(recipe.hypers, settings)
         self.written = recipe.written_for(settings)
@@ -129,7 +139,7 @@ class Plan:
         self.called = members.names(settings, self.parameters)
         self.buckets: list[Bucket] = []
         self.created: dict[Parameter, dict[str, Any]] = {}
-        self.numbers: dict[Parameter, dict[str, Any]] = {}
+        self.numbers: dict[Parameter, Mapping[str, Any]] = {}
         self.arrays: list[np.ndarray] = []
         self.whose: list[tuple[str, str]] = []
         self.state, self.edits = state, state.edits
@@ -144,6 +154,9 @@ class Plan:
         cells = np.zeros(len(parameters), np.int64)
         for key, rows in self._sorted().items():
             columns = list(zip(*(self._tensors[row] for row in rows)))
+            if of_all is not None:
+                device = buffers.device_of(columns[1][0])
+                self.of_all = of_all.get(self.written, self._initial, device)
             launch = kernels.prepare(
                 self.written.rule,
                 columns,
@@ -153,6 +166,8 @@ class Plan:
                 averages=self.options.averages,
                 clips=clips,
                 sums=self.written.sums,
+                kept=np.array([self._numbers_kept[row] for row in rows]),
+                of_all=self.of_all,
                 measures=self.options.measures,
                 keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
             )
@@ -161,8 +176,7 @@ class Plan:
                 rows, self._numbers[rows[0]], key[1], self.options.averages, key[2], launch
             )
             self.buckets.append(bucket)
-            if self._kept:
-                self.numbers.update((self.parameters[row], bucket.numbers) for row in rows)
+            self._share(bucket)
         self.writable_gradients = all(
             gradient is None or gradient.flags.writeable for gradient in gradients
         )
@@ -179,12 +193,47 @@ class Plan:
             self.arrays,
         )
         self.look, self.held = self._watch.compare, self._watch.held
-        del self._tensors, self._numbers, self._gradients
+        del self._tensors, self._numbers, self._numbers_kept, self._gradients
+
+    def _share(self, bucket: Bucket) -> None:
+        """Let the state of a bucket's parameters show the numbers that it counts, and those kept."""
+        for place, row in enumerate(bucket.rows):
+            shown: Mapping[str, Any] = bucket.numbers if self._kept else {}
+            places: dict[str, tuple[Callable[[], Any], Any]] = {
+                name: (bucket.launch.kept, (place, i))
+                for i, name in enumerate(self.written.of_tensor)
+            }
+            places.update(self.of_all_shown())
+            if places:
+                shown = KeptNumbers(shown, places)
+            if shown:
+                self.numbers[self.parameters[row]] = shown
+
+    def of_all_shown(self) -> dict[str, tuple[Callable[[], Any], Any]]:
+        """For each number of all tensors what reads it."""
+        if self.of_all is None:
+            return {}
+        return {name: (self.of_all.kept, i) for i, name in enumerate(self.written.of_all)}
+
+    def share_with_others(
+        self, places: Mapping[str, tuple[Callable[[], Any], Any]]
+    ) -> dict[Parameter, Mapping[str, Any]]:
+        """What parameters without a gradient show, which have the numbers of all tensors, too."""
+        rows = {row for bucket in self.buckets for row in bucket.rows}
+        found: dict[Parameter, Mapping[str, Any]] = {}
+        for row, parameter in enumerate(self.parameters):
+            entries = self.state.get(parameter)
+            if row not in rows and entries and any(name in entries for name in places):
+                shared = entries.shared
+                numbers = {n: entries[n] for n in shared if n in entries and n not in places}
+                found[parameter] = KeptNumbers(numbers, places)
+        return found
 
     def _sorted(self) -> dict[tuple, list[int]]:
         """The rows that have gradients by what one launch must have in common."""
         self._tensors: dict[int, list[np.ndarray]] = {}
         self._numbers: dict[int, dict[str, Any]] = {}
+        self._numbers_kept: dict[int, list[float]] = {}
         found: dict[tuple, list[int]] = {}
         for row, gradient in enumerate(self._gradients):
             if gradient is None:
@@ -217,6 +266,9 @@ class Plan:
             self.whose += [(what, name) for name in named]
             self._tensors[row] = [gradient, *named.values()]
             self._numbers[row] = numbers
+            self._numbers_kept[row] = [
+                arrays.state_number(entries[name], name, what) for name in self.written.of_tensor
+            ]
             types = [buffers.layout(array)[:2] for array in self._tensors[row]]
             alone = row if isinstance(gradient, RowsView) else None
             key = (copy, begins, new_average, alone, *numbers.values(), *types)
@@ -233,7 +285,8 @@ class Plan:
         entries = dict(self.state.get(parameter) or {})
         if "trained" in entries:
             raise RuntimeError(options.SHOWS_AVERAGE.format(what=what))
-        missing = [name for name in (*self._kept, *self.written.states) if name not in entries]
+        own = (*self._kept, *self.written.of_tensor, *self.written.states)
+        missing = [name for name in own if name not in entries]
         if self.options.master_weights and view.itemsize == 2 and "master" not in entries:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
             entries["master"] = buffers.copy_beside(wide, view)
@@ -242,6 +295,9 @@ class Plan:
         begins = False
         for name in missing:
             if name in self._kept:
+                entries[name] = self._initial[name]
+            elif name in self.written.of_tensor:
+                begins = True
                 entries[name] = self._initial[name]
             elif name != "master":
                 begins = True
@@ -252,7 +308,7 @@ class Plan:
             options.check_average(like.itemsize, what)
             entries["ema"] = buffers.full(0.0, like, None)
             missing.append("ema")
-        if missing:
+        if missing or (self.written.of_all and not entries):
             self.created[parameter] = entries
         numbers = {name: arrays.state_number(entries[name], name, what) for name in self._kept}
         return entries, numbers or {"step": 0}, begins, new_average
@@ -306,6 +362,8 @@ class Plan:
                 named = recipe.named(settings, before, step)
                 after.update(recipe.next_carried(named))
             values = scalars(settings, step, named, bucket.first)
+            if self.written.of_all:
+                bucket.scalars_of_all = self.written.scalars_of_all(settings, step, named, False)
             if bucket.averages:
                 values = (*values, *options.weights(settings, bucket.new_average))
             if clip_value is not None:
@@ -369,7 +427,7 @@ class ChangedMeanwhileError(RuntimeError):
 
 
 class StepPlan:
-    """The plans of all groups of an optimizer.
+    """The plans of all groups of an optimizer, and what puts together sums over all their tensors.
 
     Attributes:
         measuring: for each group the launches that note how far parameters move, or None; None, no
@@ -406,6 +464,8 @@ class StepPlan:
         self._views = [view for plan in plans for view in plan.views]
         if before is None or not _same(self._views, before._views):
             members.distinct([(plan.parameters, plan.called) for plan in plans])
+        self.buckets = [bucket for plan in plans for bucket in plan.buckets]
+        self._combination = self._combining()
         self._arrays = [array for plan in plans for array in plan.arrays]
         self._whose = [whose for plan in plans for whose in plan.whose]
         regions = kernels.regions([plan.bounds for plan in plans])
@@ -419,6 +479,68 @@ class StepPlan:
                     "parameters, gradients or state were changed by another thread, again and again, "
                     "while a step was being prepared: nothing has been updated"
                 )
+
+    def _combining(self) -> kernels.Combination | None:
+        """What puts together the sums over all tensors; None, there are none.
+
+        Raises:
+            ValueError: groups do not agree on what is summed.
+        """
+        concerned = [plan for plan in self.plans if plan.buckets]
+        if not any(plan.of_all is not None for plan in concerned):
+            return None
+        one, *others = concerned
+        sums = one.written.sums
+        for other in others:
+            if other.written is not one.written and (
+                other.of_all is None
+                or one.of_all is None
+                or other.written.about_all != one.written.about_all
+            ):
+                names = [
+                    name
+                    for name in one.recipe.switches
+                    if bool(one.settings[name]) is not bool(other.settings[name])
+                ]
+                raise ValueError(
+                    f"groups have other {' and '.join(names)}, and with these, sums over all tensors "
+                    "are of other things: let all groups have the same"
+                )
+        if any(other.of_all is not one.of_all for other in others):
+            raise ChangedMeanwhileError("the numbers of all tensors were changed by another thread")
+        assert sums is not None
+        assert one.of_all is not None
+        return kernels.Combination(
+            [bucket.launch for plan in concerned for bucket in plan.buckets],
+            [[plan.first + row for row in b.rows] for plan in concerned for b in plan.buckets],
+            sums,
+            one.of_all,
+        )
+
+    def set_scalars(self, clip_value: float | None = None) -> None:
+        """Compute the numbers of the next update, see `Plan.set_scalars`.
+
+        Raises:
+            ValueError: groups, or tensors, do not agree on numbers that all have in common.
+        """
+        for plan in self.plans:
+            plan.set_scalars(clip_value)
+        if self._combination is None:
+            return
+        one, *others = (bucket.scalars_of_all for bucket in self.buckets)
+        if any(other != one for other in others):
+            settings = [plan.settings for plan in self.plans if plan.buckets]
+            differing = [
+                name
+                for name in self.plans[0].recipe.hypers
+                if any(each[name] != settings[0][name] for each in settings)
+            ]
+            of_all = [name for plan in self.plans for name in plan.written.of_all]
+            raise ValueError(
+                f"{of_all[0]!r} is one number for all tensors, but follows from what they do not have "
+                f"alike: {', '.join(differing) or 'the number of updates'}. Let all groups have the same"
+            )
+        self._combination.set_scalars(one)
 
     def fits(
         self,
@@ -478,8 +600,11 @@ class StepPlan:
         if self._kept is not None:
             return self._kept
         actions = self._adopting(self.plans[0].state) if self._new and self.plans else []
-        buckets = [bucket for plan in self.plans for bucket in plan.buckets]
-        steady = not self._new and all(bucket.steady for bucket in buckets)
+        steady = not self._new and all(bucket.steady for bucket in self.buckets)
+        for bucket in self.buckets:
+            actions += bucket.launch.summing()
+        if self._combination is not None:
+            actions += self._combination.actions()
         for plan in self.plans:
             actions += plan.actions()
         self._new = False
@@ -489,8 +614,14 @@ class StepPlan:
 
     def _adopting(self, state: State) -> list[partial]:
         """The call that hands over state that was created, where numbers are those of the buckets."""
+        shown: dict[str, Any] = {}
+        for plan in self.plans:
+            shown = shown or plan.of_all_shown()
+        others = [plan.share_with_others(shown) for plan in self.plans if shown]
         created = {p: entries for plan in self.plans for p, entries in plan.created.items()}
         numbers = {p: shared for plan in self.plans for p, shared in plan.numbers.items()}
+        for each in others:
+            numbers.update(each)
         for plan in self.plans:
             plan.edits += 1
         handing_over = state.updating(created, numbers)

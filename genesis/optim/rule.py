@@ -28,7 +28,8 @@ def rule(
     """Turn the function that updates one element into an optimizer class.
 
     Positional arguments after `param, grad` are state buffers: zeros at first, or what their default
-    says, a number or the name of a hyper-parameter.
+    says, a number or the name of a hyper-parameter. Where the default is `genesis.per_tensor(...)` or
+    `genesis.overall(...)`, it is one number for each tensor, or for all of them.
     Keywords are hyper-parameters: of each group, and changeable between steps without compiling
     anything. Those with a default of True or False are flags: each choice is compiled on its own, and
     state that it does not read is not allocated. A keyword `step` without a default is the number of
@@ -173,6 +174,7 @@ def _made(
         "_always": _Buffers(recipe, always=True),
         "_sometimes": _Buffers(recipe, base._sometimes, always=False),
         "_numbers": ("step", *recipe.carried),
+        "_kept_numbers": tuple(recipe.over),
         **(further or {}),
     }
     body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)
@@ -189,7 +191,10 @@ class _Buffers:
         self._recipe, self._further, self._always = recipe, further, always
 
     def __get__(self, instance: Any, owner: Any) -> tuple[str, ...]:
-        needs = [set(written.states) for written in self._recipe.every_written()]
+        needs = [
+            {*written.states, *written.of_tensor, *written.of_all}
+            for written in self._recipe.every_written()
+        ]
         needed, ever = set.intersection(*needs), set.union(*needs)
         wanted = needed if self._always else ever - needed
         return (*(name for name in self._recipe.states if name in wanted), *self._further)

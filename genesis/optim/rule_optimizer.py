@@ -17,7 +17,9 @@ from ..sparse import RowsView
 from . import ema, measured, members, options, spelling, torch_flags
 from .gradient_optimizer import Ending, GradientOptimizer
 from .gradients import Views
+from .overall import OfAllTensors, agreed
 from .plan import ChangedMeanwhileError, Plan, StepPlan
+from .state import State
 
 ATTEMPTS = 10
 """How often a step makes its plan if another thread changes what it is made for meanwhile."""
@@ -128,13 +130,12 @@ class RuleOptimizer(GradientOptimizer):
     ) -> None:
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
         step = self._planned(given, clip_value is not None)
-        for plan in step.plans:
-            plan.set_scalars(clip_value)
+        step.set_scalars(clip_value)
         if factor != 1:
-            for bucket in (bucket for plan in step.plans for bucket in plan.buckets):
+            for bucket in step.buckets:
                 bucket.launch.multiply_gradients(factor)
         if max_norm is not None or inverse_scale is not None:
-            launches = [bucket.launch for plan in step.plans for bucket in plan.buckets]
+            launches = [bucket.launch for bucket in step.buckets]
             self._grad_norm, finite = kernels.clip(launches, max_norm, inverse_scale)
             if inverse_scale is not None and not finite:
                 for plan in step.plans:
@@ -173,9 +174,10 @@ class RuleOptimizer(GradientOptimizer):
         while True:
             plans: list[Plan] = []
             first = 0
+            of_all = self._of_all(kept) if self._recipe.sums_over_all else None
             for i, group in enumerate(self.param_groups):
                 views = None if given is None else given[i]
-                plans.append(self._plan(i, group, first, kept, views, clips))
+                plans.append(self._plan(i, group, first, kept, views, clips, of_all))
                 first += len(plans[-1].parameters)
             if kept is not None and plans == kept.plans:
                 return kept
@@ -189,6 +191,16 @@ class RuleOptimizer(GradientOptimizer):
                 if not attempts:
                     raise
 
+    def _of_all(self, kept: StepPlan | None) -> OfAllTensors:
+        """Where plans find the numbers of all tensors: where those before had them, or the state has."""
+        before = None
+        edits = self._state._edits
+        for plan in () if kept is None else kept.plans:
+            if edits is plan.count and edits.value == plan.edits:
+                before = before or plan.of_all
+        own = {p: self._state[p] for p in self._parameters() if p in self._state}
+        return OfAllTensors(own, self._stream, before)
+
     def _plan(
         self,
         i: int,
@@ -197,6 +209,7 @@ class RuleOptimizer(GradientOptimizer):
         kept: StepPlan | None,
         given: Views | None,
         clips: bool,
+        of_all: OfAllTensors | None,
     ) -> Plan:
         """The plan of group `i`, the kept one if it still fits.
 
@@ -215,7 +228,7 @@ class RuleOptimizer(GradientOptimizer):
         if type(parameters) is not list:
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state, given):  # type: ignore[union-attr]
-            plan = self._new_plan(settings, parameters, first, given, clips)
+            plan = self._new_plan(settings, parameters, first, given, clips, of_all)
         plan.settings = settings
         return plan
 
@@ -226,6 +239,7 @@ class RuleOptimizer(GradientOptimizer):
         first: int,
         given: Views | None,
         clips: bool,
+        of_all: OfAllTensors | None,
     ) -> Plan:
         members.check_parameters(parameters)
         gradients = [parameter._grad_view for parameter in parameters] if given is None else given
@@ -243,7 +257,13 @@ class RuleOptimizer(GradientOptimizer):
             first,
             self._check_lr,
             clips,
+            of_all,
         )
+
+    def _read(self, state_dict: dict[str, Any]) -> tuple[list[dict], State]:
+        groups, state = super()._read(state_dict)
+        agreed(state, [name for name, over in self._recipe.over.items() if over == "all"])
+        return groups, state
 
     # ---- averages ----
 
@@ -400,7 +420,10 @@ class RuleOptimizer(GradientOptimizer):
                 for result, value in zip(results, values):
                     result[place] = value
             unknown = sums.learned()
-        return tuple(result[()] for result in results)
+        return tuple(
+            result.flat[0] if name in recipe.over and result.size else result[()]
+            for name, result in zip(("", *recipe.states), results)
+        )
 
 
 def _same(settings: dict[str, Any], group: dict[str, Any]) -> bool:

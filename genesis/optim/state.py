@@ -13,7 +13,7 @@ is False; `isinstance(state, collections.abc.MutableMapping)` is what to ask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,40 @@ class Count:
 
     def __init__(self, value: int = 0):
         self.value = value
+
+
+class KeptNumbers(Mapping):
+    """The numbers in one parameter's state: those that it shares with others, and those of kernels.
+
+    The latter are read when they are asked for: on a GPU this waits for the device.
+
+    Args:
+        shared: numbers by name.
+        places: for each number that kernels keep a function that reads several, and which of them it is.
+    """
+
+    __slots__ = ("_places", "_shared")
+
+    def __init__(
+        self, shared: Mapping[str, Any], places: Mapping[str, tuple[Callable[[], Any], Any]]
+    ):
+        self._shared, self._places = shared, places
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._places:
+            read, place = self._places[name]
+            return float(read()[place])
+        return self._shared[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._shared
+        yield from (name for name in self._places if name not in self._shared)
+
+    def __len__(self) -> int:
+        return len({*self._shared, *self._places})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places or name in self._shared
 
 
 class _Dictlike(MutableMapping):
@@ -62,6 +96,11 @@ class Entries(_Dictlike):
     def share(self, numbers: Mapping[str, Any]) -> None:
         """Let these entries have what `numbers` holds when they are read, until the next edit."""
         self._numbers = numbers
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What they share."""
+        return self._numbers
 
     def _all(self) -> dict[str, Any]:
         return {**self._numbers, **self._own, **self._numbers}

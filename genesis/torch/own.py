@@ -101,6 +101,17 @@ def of(rule: type[RuleOptimizer]) -> Any:
         raise TypeError(
             f"{rule.__name__} takes sparse gradients only, which no kernel reaches here"
         )
+    recipe = rule._recipe
+    if recipe.over or recipe.sums_over_all:
+        what = (
+            "numbers of a tensor, or of all, in its state"
+            if recipe.over
+            else "sums over all tensors"
+        )
+        raise TypeError(
+            f"{rule.__name__} has {what}: the class itself works with these, on arrays of NumPy and "
+            "CUDA, but not yet on torch's tensors"
+        )
     base = rule.__mro__[1]
     if base is not RuleOptimizer:
         raise TypeError(

@@ -13,7 +13,8 @@ from ..reductions import EPSILON
 from . import launching, streams, templates
 
 if TYPE_CHECKING:
-    from ..sums import Sums
+    from ..combining import OfAll
+    from ..sums import Summing, Sums
     from ..table import Table
 
 cuda = cuda_driver.compiler()
@@ -138,32 +139,50 @@ class Summed:
 
     def __init__(
         self,
-        sums: Sums,
+        summing: Summing,
         mirror: DeviceTable,
         scalars: np.ndarray,
         has_masters: bool,
         clips: bool,
         update: Update,
     ):
-        table, count = mirror.table, len(scalars) - 1
+        table, count, sums = mirror.table, len(scalars) - 1, summing.sums
         storages = table.storages
-        self._scalars, self._update, self.factor = scalars, update, update.factor
+        self._scalars, self._wide = scalars, summing.scalars
+        self._update, self.factor = update, update.factor
+        self._sums, self._held = sums, summing
         master = storages[-1] if has_masters else None
-        summand = templates.summand_of(sums.summand, sums.states, sums.scalars, master)
-        template = templates.sum_template_of
-        kernel = launching.compiled(summand, template, storages, count, sums.totals, clips)
-        results = mirror.array(np.zeros(len(table.chunks) * sums.totals, scalars.dtype))
-        one = mirror.array(np.ones(1, scalars.dtype))
-        self._sum_up = mirror.launcher(kernel, results, one)
-        self._sum_up_clipped = mirror.launcher(kernel, results, self.factor)
+        results = mirror.array(np.zeros(max(1, len(table.chunks) * sums.summed), scalars.dtype))
+        self._results = results
+        self._sum_up = self._sum_up_clipped = None
+        if sums.summed:
+            own = sums.states, sums.early + sums.scalars
+            summand = templates.summand_of(sums.summand, *own, master)
+            template = templates.sum_template_of
+            kernel = launching.compiled(
+                summand, template, storages, count, sums.summed, clips, sums.early
+            )
+            one = mirror.array(np.ones(1, scalars.dtype))
+            self._sum_up = mirror.launcher(kernel, results, one)
+            self._sum_up_clipped = mirror.launcher(kernel, results, self.factor)
         sizes = np.array(table.sizes, np.float64)
-        firsts = np.searchsorted(table.chunks[:, 0], np.arange(len(sizes) + 1))
-        own = sums.scalars, sums.totals, sums.numbers
+        self._rows = np.searchsorted(table.chunks[:, 0], np.arange(len(sizes) + 1))
+        _, kept = summing.kept
+        places = np.array([kept, 0 if summing.of_all is None else summing.of_all.address])
+        arrays = self._rows.astype(np.int64), sizes, places
+        arrays = results, *map(mirror.array, arrays)
+        # What goes through rows is known by numbers alone: functions are no part of a key.
+        shape = sums._replace(summand=None, finish=None, begin=None, carry=None)  # type: ignore[arg-type]
         kernel = launching.compiled(
-            sums.finish, templates.finish_template_of, storages, count, *own
+            sums.finish, templates.finish_template_of, storages, count, shape
         )
-        arrays = mirror.array(firsts.astype(np.int64)), mirror.array(sizes)
-        self._finish = mirror.launcher(kernel, results, *arrays)
+        self._finish = mirror.launcher(kernel, *arrays)
+        self._begin = None
+        if sums.begin is not None:
+            kernel = launching.compiled(
+                sums.begin, templates.begin_template_of, storages, count, shape
+            )
+            self._begin = mirror.launcher(kernel, *arrays)
 
     steady = True
 
@@ -175,18 +194,40 @@ class Summed:
     def clips_next(self, clips: bool) -> None:
         self._update.clips_next = clips
 
+    def pieces(self) -> np.ndarray:
+        """See `target.SummedUpdate`."""
+        sums, size = self._sums, self._scalars.itemsize
+        stride = size * sums.summed
+        found = np.empty((len(self._rows) - 1, 4), np.int64)
+        begins = buffers.view(self._results).ctypes.data + size * sums.totals
+        found[:, 0] = begins + stride * self._rows[:-1]
+        found[:, 1] = np.diff(self._rows)
+        found[:, 2:] = stride, size
+        return found
+
+    def summing(self) -> list[partial]:
+        return [partial(self._sum)]
+
+    def updating(self) -> list[partial]:
+        return [partial(self._finish_rows), *self._update.actions()]
+
     def actions(self) -> list[partial]:
         """The calls that put all of it on the stream."""
-        return [partial(self._sum), *self._update.actions()]
+        return [*self.summing(), *self.updating()]
 
     def measured(self) -> np.ndarray:
         """See `target.Update`."""
         return self._update.measured()
 
     def _sum(self) -> None:
-        numbers = tuple(self._scalars)
-        (self._sum_up_clipped if self.clips_next else self._sum_up)(numbers)
-        self._finish(numbers)
+        if self._begin is not None:
+            self._begin(tuple(self._wide))
+        sum_up = self._sum_up_clipped if self.clips_next else self._sum_up
+        if sum_up is not None:
+            sum_up(tuple(self._scalars))
+
+    def _finish_rows(self) -> None:
+        self._finish(tuple(self._wide))
 
 
 class Reduction:
@@ -254,7 +295,7 @@ def bind(
     averages: bool = False,
     clips: bool = False,
     moments: np.ndarray | None = None,
-    sums: Sums | None = None,
+    sums: Summing | None = None,
     measures: bool = False,
 ) -> Update | Summed:
     """See `target.Target`, as for the functions below."""
@@ -271,13 +312,45 @@ def bind(
     mirror = on_device(table)
     if sums is None:
         return Update(rule, mirror, scalars, measures=measures)
-    update = Update(rule, mirror, scalars, sums.numbers, measures)
+    update = Update(rule, mirror, scalars, sums.sums.numbers, measures)
     return Summed(sums, mirror, scalars, copy == "master", clips, update)
 
 
-def numbers(shape: tuple[int, int], kind: str, device: str, stream: Any) -> tuple[Any, int]:
+def bind_combination(pieces: np.ndarray, sums: Sums, of_all: OfAll, scalars: np.ndarray) -> partial:
+    return partial(Combining(pieces, sums, of_all, scalars))
+
+
+class Combining:
+    """Calling it puts together sums over all tensors, see `combining.Combination`."""
+
+    def __init__(self, pieces: np.ndarray, sums: Sums, of_all: OfAll, scalars: np.ndarray):
+        self._scalars, self._of_all = scalars, of_all
+        carry = templates.nothing_to_carry if sums.carry is None else sums.carry
+        self._device = streams.device(of_all.device)
+        with self._device:
+            queue = streams.queue(of_all.stream)
+            arrays = (
+                cuda.to_device(pieces, stream=queue),
+                cuda.to_device(np.array([of_all.address]), stream=queue),
+            )
+            kernel = launching.compiled(
+                carry,
+                templates.combine_template_of,
+                sums.totals_of_all,
+                sums.kept_of_all,
+                sums.scalars_of_all,
+            )
+            self._launch = launching.launcher(kernel, 1, queue, arrays)
+
+    def __call__(self) -> None:
+        with self._device:
+            self._launch(tuple(self._scalars))
+
+
+def numbers(values: np.ndarray, device: str, stream: Any) -> tuple[Any, int]:
+    flat = values.ravel() if values.size else np.zeros(1, values.dtype)
     with streams.device(device):
-        found = cuda.to_device(np.zeros(shape[0] * shape[1], kind), stream=streams.queue(stream))
+        found = cuda.to_device(flat, stream=streams.queue(stream))
     return found, buffers.view(found).ctypes.data
 
 

@@ -7,7 +7,7 @@ a column; elements before the first aligned one and after the last whole vector 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba.core import types
@@ -20,6 +20,9 @@ from ..compiling import Kept
 from ..copies import with_copy
 from ..specialise import anew, described, specialised
 from ..summing import of_columns, whole, within
+
+if TYPE_CHECKING:
+    from ..sums import Sums
 
 if cuda_driver.SIMULATED:
     from .. import simulated as storage
@@ -44,9 +47,10 @@ _TABLE = types.Array(types.int64, 2, "C")
 
 # Names for which specialised kernels have functions, types and numbers (see `specialise`).
 rule = combined = row_of = read = write = update_lanes = first_aligned = LANES = NUMBER = None
-given = add = clip = numbers_of = totals_of = finish = write_numbers = widen = None
-stored = read_back = None
-COUNT = TOTALS = ZEROS = WIDE_ZEROS = SIZE = None
+given = add = clip = numbers_of = totals_of = write_numbers = None
+begin = finish = carry = kept_of = all_of = write_kept = read_wide = None
+stored = read_back = SIZE = None
+COUNT = SCALARS = TOTALS = NUMBERS = ZEROS = WIDE_ZERO = WIDE_ZEROS = KEPT = NOW = None
 
 
 def update(addresses, chunks, factor, scalars):
@@ -163,15 +167,16 @@ def sum_up(addresses, chunks, results, factor, scalars):
     shared = cuda.shared.array(THREADS, NUMBER)
     thread = cuda.threadIdx.x
     scale = scalars[0] * factor[0]
-    hyper = scalars[1:]
     chunk = cuda.blockIdx.x
     while chunk < chunks.shape[0]:
         tensors = row_of(addresses, chunks[chunk, 0])
+        hyper = given(addresses, chunks[chunk, 0], scalars)
         totals = ZEROS
         i = chunks[chunk, 1] + thread
         while i < chunks[chunk, 2]:
             values = read(tensors, i)
-            totals = add(totals, rule(values[1], clip(values[0] * scale, hyper), values[2:], hyper))
+            gradient = clip(values[0] * scale, scalars)
+            totals = add(totals, rule(values[1], gradient, values[2:], hyper))
             i += THREADS
         for k in range(TOTALS):
             shared[thread] = totals[k]
@@ -188,16 +193,33 @@ def sum_up(addresses, chunks, results, factor, scalars):
         chunk += cuda.gridDim.x
 
 
-def finish_rows(addresses, chunks, results, firsts, sizes, scalars):
+def begin_rows(addresses, chunks, results, firsts, sizes, places, scalars):
+    """For each row find the numbers that what is summed makes use of.
+
+    The arguments are those of `finish_rows`.
+    """
+    hyper = scalars[1:SCALARS]
+    now = all_of(places[1] + NOW)
+    row = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while row < sizes.shape[0]:
+        known = kept_of(places[0] + row * KEPT) + now
+        write_numbers(addresses[row, COUNT], begin(known, sizes[row], hyper))
+        row += cuda.gridDim.x * cuda.blockDim.x
+
+
+def finish_rows(addresses, chunks, results, firsts, sizes, places, scalars):
     """For each row put together what its chunks came to, and find the numbers for its update.
 
     Args:
-        addresses, chunks, scalars: see `update`.
+        addresses, chunks: see `update`.
         results: the sums of each chunk.
         firsts: for each row its first chunk, and behind the last one the number of all.
         sizes: for each row its number of elements, float64.
+        places: where the numbers kept for rows are, and the numbers of all tensors.
+        scalars: as for `update`, but float64.
     """
-    hyper = widen(scalars[1:])
+    hyper = scalars[1:SCALARS]
+    of_all = all_of(places[1])
     row = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while row < sizes.shape[0]:
         totals = WIDE_ZEROS
@@ -205,8 +227,58 @@ def finish_rows(addresses, chunks, results, firsts, sizes, scalars):
         while chunk < firsts[row + 1]:
             totals = add(totals, totals_of(results, chunk))
             chunk += 1
-        write_numbers(addresses[row, COUNT], finish(totals, sizes[row], hyper))
+        known = totals[:TOTALS] + kept_of(places[0] + row * KEPT) + of_all
+        found = finish(known, sizes[row], hyper)
+        write_numbers(addresses[row, COUNT], found[:NUMBERS])
+        write_kept(places[0] + row * KEPT, found[NUMBERS:])
         row += cuda.gridDim.x * cuda.blockDim.x
+
+
+def combine(pieces, places, scalars):
+    """Put together sums over all tensors, and find what becomes of numbers kept for all; for one block.
+
+    Args:
+        pieces: where the sums of each tensor are, see `target.SummedUpdate.pieces`.
+        places: where the numbers of all are, see `combining.OfAll`.
+        scalars: the number of all elements, and the scalars of `carry`, float64.
+    """
+    shared = cuda.shared.array(THREADS, NUMBER)
+    thread = cuda.threadIdx.x
+    for k in range(TOTALS):
+        total = WIDE_ZERO
+        i = thread
+        while i < pieces.shape[0]:
+            size = pieces[i, 3]
+            address = pieces[i, 0] + k * size
+            own = WIDE_ZERO
+            left = pieces[i, 1]
+            while left > 0:
+                own = own + (read_wide((address,), 0)[0] if size == 8 else read((address,), 0)[0])
+                address += pieces[i, 2]
+                left -= 1
+            total = total + own
+            i += THREADS
+        shared[thread] = total
+        cuda.syncthreads()
+        half = THREADS // 2
+        while half > 0:
+            if thread < half:
+                shared[thread] = shared[thread] + shared[thread + half]
+            cuda.syncthreads()
+            half //= 2
+        if thread == 0:
+            write((places[0] + 8 * k,), 0, (shared[0],))
+        cuda.syncthreads()
+    if thread == 0:
+        totals = totals_of(places[0])
+        before = kept_of(places[0] + NOW)
+        write_numbers(places[0], totals + scalars[:1] + before)
+        write_kept(places[0] + NOW, carry(totals + scalars[:1] + before, scalars[1:]))
+
+
+def nothing_to_carry(known, hyper):
+    """Where no numbers are kept for all."""
+    return ()
 
 
 def transform(addresses, chunks, scalars):
@@ -342,13 +414,8 @@ def template_of(
     """The update kernel for a rule and storage types, to be compiled, and its signature."""
     number = storage.arithmetic(storages[1])
     device_rule = _device_rule(rule)
-    given = scalars_alone
-    if numbers:
-        read = storage.scalars(numbers, number, storage.GLOBAL)
-        own = {"numbers_of": read, "COUNT": len(storages)}
-        given = specialised(numbers_and_scalars, f"{numbers}_numbers_after_{len(storages)}", own)
     names = {
-        "given": device_function(given),
+        "given": _given(numbers, number, len(storages)),
         "rule": device_rule,
         "row_of": storage.addresses(len(storages)),
         "read": storage.reader(storages, number, storage.GLOBAL),
@@ -374,10 +441,28 @@ def template_of(
     return specialised(update_and_measure, f"measured_{name}", names), signature
 
 
+def _given(numbers: int, number: types.Type, columns: int) -> Any:
+    """What a rule takes besides elements, with so many numbers of its tensor behind the columns."""
+    if not numbers:
+        return device_function(scalars_alone)
+    read = storage.scalars(numbers, number, storage.GLOBAL)
+    own = {"numbers_of": read, "COUNT": columns}
+    name = f"{numbers}_numbers_after_{columns}"
+    return device_function(specialised(numbers_and_scalars, name, own))
+
+
 def sum_template_of(
-    summand: Callable, storages: tuple[str, ...], scalars: int, totals: int, clips: bool
+    summand: Callable,
+    storages: tuple[str, ...],
+    scalars: int,
+    totals: int,
+    clips: bool,
+    early: int = 0,
 ) -> tuple[Callable, types.Type]:
-    """The kernel that sums up, to be compiled, and its signature; `summand` is by `summand_of`."""
+    """The kernel that sums up, to be compiled, and its signature.
+
+    `summand` is by `summand_of`, and takes `early` numbers of its tensor.
+    """
     number = storage.arithmetic(storages[1])
     names = {
         "rule": _device_rule(summand),
@@ -385,6 +470,7 @@ def sum_template_of(
         "read": storage.reader(storages, number, storage.GLOBAL),
         "add": storage.adder(totals, number, number),
         "clip": device_function(within if clips else whole),
+        "given": _given(early, number, len(storages)),
         "TOTALS": totals,
         "ZEROS": (np.dtype(number.name).type(0),) * totals,
         "NUMBER": number,
@@ -395,28 +481,80 @@ def sum_template_of(
     return specialised(sum_up, name, names), signature
 
 
+def begin_template_of(
+    begin: Callable, storages: tuple[str, ...], scalars: int, sums: Sums
+) -> tuple[Callable, types.Type]:
+    """The kernel that makes numbers of each row before sums, to be compiled, and its signature."""
+    number = storage.arithmetic(storages[1])
+    names = {
+        "begin": _device_rule(begin),
+        "kept_of": storage.scalars(sums.kept, types.float64, storage.GLOBAL),
+        "all_of": storage.scalars(sums.kept_of_all, types.float64, storage.GLOBAL),
+        "write_numbers": storage.numbers_writer(sums.early, number, storage.GLOBAL),
+        "COUNT": len(storages),
+        "SCALARS": 1 + sums.scalars,
+        "KEPT": 8 * sums.kept,
+        "NOW": 8 * sums.known_of_all,
+    }
+    name = f"begin_{described(begin, storages)}"
+    return specialised(begin_rows, name, names), _of_rows(number, scalars)
+
+
 def finish_template_of(
-    finish: Callable, storages: tuple[str, ...], scalars: int, own: int, totals: int, numbers: int
+    finish: Callable, storages: tuple[str, ...], scalars: int, sums: Sums
 ) -> tuple[Callable, types.Type]:
     """The kernel that makes numbers of each row of the sums, to be compiled, and its signature."""
     number = storage.arithmetic(storages[1])
     names = {
         "finish": _device_rule(finish),
-        "add": storage.adder(totals, number, types.float64),
-        "widen": storage.widened(own, number, types.float64),
-        "totals_of": storage.part(totals, number),
-        "write_numbers": storage.numbers_writer(numbers, number, storage.GLOBAL),
+        "add": storage.adder(sums.summed, number, types.float64),
+        "totals_of": storage.part(sums.summed, number),
+        "kept_of": storage.scalars(sums.kept, types.float64, storage.GLOBAL),
+        "all_of": storage.scalars(sums.known_of_all, types.float64, storage.GLOBAL),
+        "write_numbers": storage.numbers_writer(sums.numbers, number, storage.GLOBAL),
+        "write_kept": storage.numbers_writer(sums.kept, types.float64, storage.GLOBAL),
         "COUNT": len(storages),
-        "WIDE_ZEROS": (np.float64(0),) * totals,
+        "SCALARS": 1 + sums.scalars,
+        "TOTALS": sums.totals,
+        "NUMBERS": sums.numbers,
+        "KEPT": 8 * sums.kept,
+        "WIDE_ZEROS": (np.float64(0),) * sums.summed,
     }
-    results, firsts, sizes = (
-        types.Array(kind, 1, "C") for kind in (number, types.int64, types.float64)
-    )
-    signature = types.void(
-        _TABLE, _TABLE, results, firsts, sizes, types.UniTuple(number, 1 + scalars)
-    )
     name = f"finish_{described(finish, storages)}"
-    return specialised(finish_rows, name, names), signature
+    return specialised(finish_rows, name, names), _of_rows(number, scalars)
+
+
+def _of_rows(number: types.Type, scalars: int) -> types.Type:
+    """The signature of what goes through rows."""
+    results, firsts, sizes, places = (
+        types.Array(kind, 1, "C") for kind in (number, types.int64, types.float64, types.int64)
+    )
+    wide = types.UniTuple(types.float64, 1 + scalars)
+    return types.void(_TABLE, _TABLE, results, firsts, sizes, places, wide)
+
+
+def combine_template_of(
+    carry: Callable, totals: int, kept: int, scalars: int
+) -> tuple[Callable, types.Type]:
+    """The kernel that puts together sums over all tensors, to be compiled, and its signature."""
+    wide, known = types.float64, totals + 1 + kept
+    names = {
+        "carry": _device_rule(carry),
+        "read": storage.reader(("float32",), wide, storage.GLOBAL),
+        "read_wide": storage.reader(("float64",), wide, storage.GLOBAL),
+        "write": storage.writer(("float64",), wide, storage.GLOBAL),
+        "totals_of": storage.scalars(totals, wide, storage.GLOBAL),
+        "kept_of": storage.scalars(kept, wide, storage.GLOBAL),
+        "write_numbers": storage.numbers_writer(known, wide, storage.GLOBAL),
+        "write_kept": storage.numbers_writer(kept, wide, storage.GLOBAL),
+        "NUMBER": wide,
+        "TOTALS": totals,
+        "WIDE_ZERO": np.float64(0),
+        "NOW": 8 * known,
+    }
+    places = types.Array(types.int64, 1, "C")
+    signature = types.void(_TABLE, places, types.UniTuple(wide, 1 + scalars))
+    return specialised(combine, f"combine_{carry.__name__}_of_{totals}", names), signature
 
 
 def transform_template_of(
