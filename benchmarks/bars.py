@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from workloads import FUSED_IN_TORCH, OTHERS_IN_TORCH, TITLES, WORKLOADS, Result
+from workloads import (
+    FROM_PACKAGES,
+    FUSED_IN_TORCH,
+    OTHERS_IN_TORCH,
+    TITLES,
+    WORKLOADS,
+    Result,
+)
 
 Results = Mapping[str, Result]
 TORCH = ("torch fused", "torch foreach", "torch for-loop")
+PACKAGES = {"CAME": 3.0, "AdamMini": 3.0, "GaLoreAdamW": 1.0}
+"""The bars of optimizers for matrices that torch has not, beside the packages that have."""
 
 
 class Figure(NamedTuple):
@@ -179,6 +188,9 @@ def _bars() -> list[Bar]:
     at_least(14, f"Adafactor, two matrices: {what}", _ratio("matrices/Adafactor", "torch"), 3.0)
     muon = _ratio("matrices/Muon", "torch, iterating in float32")
     at_least(14, f"Muon, two matrices: {what}, both iterating in float32", muon, 1.0)
+    for name, (package, *_) in FROM_PACKAGES.items():
+        ratio = _ratio(f"matrices/{name}", package)
+        at_least(14, f"{name}, two matrices: beside {package}", ratio, PACKAGES[name])
     at_least(14, f"LBFGS, 100,000 numbers: {what}", _ratio("lbfgs/100000", "torch"), 1.3)
 
     train, what = "train/mlp", "64-128-64-10 network, an iteration: beside"

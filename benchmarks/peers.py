@@ -429,6 +429,9 @@ NOT_ELEMENTWISE = {
     "SparseAdam": "takes gradients of rows: see the workload of its own",
     "Muon": "takes matrices only, and is bound by their products",
     "Adafactor": "keeps sums of rows and columns: its traffic is not that of an elementwise rule",
+    "CAME": "keeps sums of rows and columns, as Adafactor",
+    "AdamMini": "keeps sums of blocks",
+    "GaLoreAdamW": "projects matrices, and is bound by their products",
 }
 """Optimizers whose step is not one pass over memory, and why."""
 

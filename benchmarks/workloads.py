@@ -639,6 +639,56 @@ def _matrices(name: str) -> Workload:
     return Workload(f"matrices/{name}", title, names, build, seconds=20.0)
 
 
+def _came(tensors: list[Any]) -> Any:
+    return peers.module("came_pytorch").CAME(tensors, lr=2e-4)
+
+
+def _adam_mini(tensors: list[Any]) -> Any:
+    class Model:
+        def named_parameters(self) -> list[tuple[str, Any]]:
+            return [(f"layers.{i}.weight", tensor) for i, tensor in enumerate(tensors)]
+
+    return peers.module("pytorch_optimizer").AdamMini(Model(), lr=1e-3, weight_decay=0.0)
+
+
+def _galore(tensors: list[Any]) -> Any:
+    group = {"params": tensors, "projection_type": "std", "scale": 0.25, **BETWEEN_SVDS}
+    return peers.module("pytorch_optimizer").GaLore([group])
+
+
+BETWEEN_SVDS = {"rank": 128, "update_proj_gap": 10**9}
+"""An SVD takes as long as hundreds of steps, in NumPy and in torch: what is compared is the others."""
+
+FROM_PACKAGES: dict[str, tuple[str, dict[str, Any], Callable[[list[Any]], Any]]] = {
+    "CAME": ("came_pytorch", {}, _came),
+    "AdamMini": ("pytorch_optimizer", {"blocks": "tensor"}, _adam_mini),
+    "GaLoreAdamW": ("pytorch_optimizer", BETWEEN_SVDS, _galore),
+}
+"""Optimizers for matrices that torch has not: the package that has, settings, how its own is made."""
+
+
+def _matrices_beside_package(name: str) -> Workload:
+    package, settings, make = FROM_PACKAGES[name]
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        contest.contenders["genesis"] = Genesis(Case(name, settings), MATRICES).step
+        try:
+            torch = peers.module("torch")
+            tensors = [torch.ones(shape, requires_grad=True) for shape in MATRICES]
+            for tensor, grad in zip(tensors, peers.gradients(MATRICES)):
+                tensor.grad = torch.from_numpy(grad)
+            contest.contenders[package] = torch.no_grad()(make(tensors).step)
+        except Missing as missing:
+            contest.missing[package] = str(missing)
+        for call in contest.contenders.values():
+            call()
+        return contest
+
+    title = f"{name}: matrices of 768 x 768 and 768 x 3072"
+    return Workload(f"matrices/{name}", title, ("genesis", package), build, seconds=20.0)
+
+
 def _lbfgs() -> Workload:
     size, settings = 100_000, {"max_iter": 100, "tolerance_grad": 0, "tolerance_change": 0}
 
@@ -883,6 +933,7 @@ def _all() -> dict[str, Workload]:
     found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
     found += _under_torch()
     found += [_bfloat16(), _sparse(), _matrices("Adafactor"), _matrices("Muon"), _lbfgs()]
+    found += [_matrices_beside_package(name) for name in FROM_PACKAGES]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
     found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
     by_name: dict[str, Workload] = {}

@@ -290,7 +290,15 @@ CASES = [
     ),
 ]
 
-SPECIAL = {"LBFGS": "torch", "Adafactor": "torch", "Muon": "torch", "SparseAdam": "torch"}
+SPECIAL = {
+    "LBFGS": "torch",
+    "Adafactor": "torch",
+    "Muon": "torch",
+    "SparseAdam": "torch",
+    "CAME": "came_pytorch",
+    "AdamMini": "pytorch_optimizer",
+    "GaLoreAdamW": "pytorch_optimizer",
+}
 """Optimizers that no rule and no common loop of steps describes, and their peers: each has tests of
 its own, in a file that names it, with its own table of variants, reference and comparison."""
 

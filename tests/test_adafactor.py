@@ -61,11 +61,11 @@ def gradients(rng, step):
 @pytest.fixture
 def tiles(monkeypatch):
     """A function that sets the size of tiles, their least rows and most columns."""
-    from genesis.kernels import factored
+    from genesis.kernels import tiles
 
     def set_tiles(size, rows, columns):
         for name, value in (("TILE", size), ("TILE_ROWS", rows), ("TILE_COLUMNS", columns)):
-            monkeypatch.setattr(factored, name, value)
+            monkeypatch.setattr(tiles, name, value)
 
     return set_tiles
 

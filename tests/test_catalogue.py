@@ -234,6 +234,7 @@ IMPOSSIBLE = [
 INFINITE = {
     ("ASGD", "t0"),
     ("Adafactor", "d"),
+    ("CAME", "clip_threshold"),
     ("Rprop", "step_sizes", 1),
     ("Prodigy", "growth_rate"),
     ("DAdaptAdam", "growth_rate"),
@@ -241,7 +242,9 @@ INFINITE = {
 """Where infinity says something: never average, never clip, no largest step, no bound."""
 
 
-COUNTS = "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps"
+COUNTS = (
+    "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps", "rank", "update_proj_gap",
+)  # fmt: skip
 
 
 def numbers_of(name):
@@ -275,7 +278,8 @@ def with_bad(default, place, bad):
     return tuple(bad if i == place[0] else value for i, value in enumerate(default))
 
 
-EVERY = sorted({*OPTIMIZERS, "SparseAdam", "Adafactor", "Muon", "LBFGS"})
+BY_TENSOR = "Adafactor", "AdamMini", "CAME", "GaLoreAdamW", "LBFGS", "Muon"
+EVERY = sorted({*OPTIMIZERS, "SparseAdam", *BY_TENSOR})
 each_number = pytest.mark.parametrize(
     ("name", "where"), [(name, where) for name in EVERY for where in numbers_of(name)], ids=str
 )
@@ -370,6 +374,7 @@ def test_infinity_is_taken_where_it_says_something():
     for name, hyper in [
         ("ASGD", {"t0": inf}),
         ("Adafactor", {"d": inf}),
+        ("CAME", {"clip_threshold": inf}),
         ("Rprop", {"step_sizes": (1e-6, inf)}),
         ("Rprop", {"step_sizes": [0, np.float32(inf)]}),
     ]:
@@ -394,7 +399,7 @@ def test_flags_and_choices_are_refused_in_the_same_words(name):
     flags = [key for key, value in opt.defaults.items() if isinstance(value, bool)]
     flags = [key for key in flags if key != "train_mode"]  # which `train` and `eval` set
     choices = [key for key in ("adjust_lr_fn", "line_search_fn") if key in opt.defaults]
-    options = [] if name in ("Adafactor", "Muon", "LBFGS") else ["master_weights", "state_dtype"]
+    options = [] if name in BY_TENSOR else ["master_weights", "state_dtype"]
     counts = [key for key in COUNTS if key in opt.defaults]
     for keys, values in [
         (flags + options[:1], (1, 0.0, None, "yes", np.ones(()), [True])),

@@ -476,3 +476,163 @@ def test_50_steps_of_sam_follow_pytorch_optimizer(adaptive):
 
     assert distance(0.2) < 1e-7
     assert distance(0.2 * (1 + 1e-4)) > 1e-7
+
+
+# ---- CAME, AdamMini, GaLoreAdamW: no rows of the table ----
+
+CAME_SETTINGS = [
+    {"lr": 1e-3},
+    {"lr": 0.01, "weight_decay": 0.3, "betas": (0.3, 0.7, 0.6), "eps": (1e-3, 1e-4)},
+    {"lr": 0.01, "clip_threshold": 0.5},
+]
+
+
+def came():
+    """The package of CAME's authors."""
+    came_pytorch = package("came_pytorch")
+    return Peer(lambda tensors, hyper: came_pytorch.CAME(tensors, **hyper))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("hyper", CAME_SETTINGS, ids=str)
+def test_50_steps_of_came_follow_came_pytorch(hyper, dtype):
+    assert error(Case("CAME", hyper), came(), dtype) < TOLERANCES[dtype]
+
+
+def test_the_tolerance_sees_a_changed_coefficient_of_came():
+    changed = {"betas": (0.9, 0.999, 0.9999 - 1e-9)}
+    assert error(Case("CAME", CAME_SETTINGS[0]), came(), np.float64, **changed) > 1e-10
+
+
+class OfType:
+    """torch, but what it calls float32 is another type."""
+
+    def __init__(self, dtype):
+        import torch
+
+        self.float32, self._torch = dtype, torch
+
+    def __getattr__(self, name):
+        return getattr(self._torch, name)
+
+
+def adam_mini(name, shapes, embeds=8, heads=4):
+    """It goes by names, and wants a model that has them."""
+
+    def make(tensors, hyper):
+        import pytorch_optimizer
+
+        class Model:
+            def named_parameters(self):
+                return [(f"layers.{i}.{name}", tensor) for i, tensor in enumerate(tensors)]
+
+        given = {key: value for key, value in hyper.items() if key != "blocks"}
+        return pytorch_optimizer.AdamMini(
+            Model(), num_embeds=embeds, num_heads=heads, foreach=False, **given
+        )
+
+    return Peer(make, shapes=shapes)
+
+
+MINI_SETTINGS = [
+    ({"blocks": "tensor"}, adam_mini("mlp.weight", SHAPES)),
+    ({"blocks": 4, "maximize": True}, adam_mini("q_proj.weight", [(8, 8)])),
+    ({"blocks": "row"}, adam_mini("k_proj.weight", [(8, 8)], heads=8)),
+]
+
+
+@pytest.fixture
+def type_of_averages(monkeypatch):
+    """A function by which AdamMini's averages in the package, float32 otherwise, are of a type."""
+    package("pytorch_optimizer")
+    import torch
+    from pytorch_optimizer.optimizer import adam_mini
+
+    before = torch.get_default_dtype()
+
+    def set_type(dtype):
+        wanted = torch.float64 if dtype is np.float64 else torch.float32
+        torch.set_default_dtype(wanted)
+        monkeypatch.setattr(adam_mini, "torch", OfType(wanted))
+
+    yield set_type
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(("hyper", "peer"), MINI_SETTINGS, ids=lambda value: str(value)[:24])
+def test_50_steps_of_adam_mini_follow_pytorch_optimizer(hyper, peer, dtype, type_of_averages):
+    type_of_averages(dtype)
+    case = Case("AdamMini", {"lr": 0.01, "weight_decay": 0.3, "betas": (0.8, 0.95), **hyper})
+    assert error(case, peer, dtype) < TOLERANCES[dtype]
+
+
+def test_the_tolerance_sees_a_changed_coefficient_of_adam_mini(type_of_averages):
+    type_of_averages(np.float64)
+    hyper, peer = MINI_SETTINGS[1]
+    case = Case("AdamMini", {"lr": 0.01, "weight_decay": 0.3, **hyper})
+    assert error(case, peer, np.float64, betas=(0.9, 0.999 * (1 + 1e-8))) > 1e-10
+
+
+def galore(gap):
+    """Its epsilon is added before the correction; it shrinks the parameter after the update, as genesis
+    does one that is larger by a factor; and it counts updates from 1 where the paper does from 0."""
+
+    def make(tensors, hyper):
+        import pytorch_optimizer
+
+        names = "rank", "update_proj_gap", "scale"
+        group = {name: hyper[name] for name in names}
+        others = {name: value for name, value in hyper.items() if name not in names}
+        group = {"params": tensors, "projection_type": "std", **group}
+        return pytorch_optimizer.GaLore([group], foreach=False, **others)
+
+    def counted_from_zero(optimizer, step, grads):
+        if step != 2:
+            return
+        for state in optimizer.state.values():
+            if "projector" in state:
+                projector = state["projector"]
+                project = projector.project
+                projector.project = lambda grad, steps, project=project: project(grad, steps - 1)
+
+    return Peer(
+        make,
+        counted_from_zero,
+        lambda hyper: 1 - hyper.get("lr") * hyper.get("weight_decay", 0),
+        {"eps": 0.0, "update_proj_gap": gap},
+        shapes=[(10, 5), (4, 9), (7,), (3, 4, 2)],
+    )
+
+
+@pytest.fixture
+def signed_vectors(monkeypatch):
+    """Singular vectors of the package in the gradient's own type, along those that there were before."""
+    package("pytorch_optimizer")
+    import torch
+    from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+
+    def vectors(self, weights, projection_type, from_random_matrix=False):
+        left, _, right = torch.linalg.svd(weights, full_matrices=False)
+        is_right = projection_type == "right"
+        found = right[: self.rank] if is_right else left[:, : self.rank]
+        if self.ortho_matrix is None:
+            return found
+        along = (found * self.ortho_matrix).sum(dim=int(is_right), keepdim=True)
+        return torch.where(along < 0, -found, found)
+
+    monkeypatch.setattr(GaLoreProjector, "get_orthogonal_matrix", vectors)
+
+
+GALORE_SETTINGS = {"lr": 0.01, "rank": 3, "scale": 0.5, "weight_decay": 0.3, "betas": (0.8, 0.95)}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("gap", [1000, 20])
+def test_50_steps_of_galore_follow_pytorch_optimizer(gap, dtype, signed_vectors):
+    assert error(Case("GaLoreAdamW", GALORE_SETTINGS), galore(gap), dtype) < TOLERANCES[dtype]
+
+
+def test_the_tolerance_sees_a_changed_coefficient_of_galore(signed_vectors):
+    case = Case("GaLoreAdamW", GALORE_SETTINGS)
+    assert error(case, galore(20), np.float64, scale=0.5 * (1 + 1e-8)) > 1e-10

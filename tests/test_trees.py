@@ -263,7 +263,7 @@ def test_given_gradients_are_assigned_ones(case):
 
 
 @on_cpu_only
-@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+@pytest.mark.parametrize("name", ["Adafactor", "AdamMini", "CAME", "GaLoreAdamW", "Muon"])
 def test_given_gradients_of_optimizers_by_tensor(name):
     params, same = arrays({"W": "4x3", "V": ["3x2"]}), arrays({"W": "4x3", "V": ["3x2"]})
     opt = getattr(genesis.optim, name)(params)

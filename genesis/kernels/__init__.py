@@ -18,9 +18,10 @@ from .norms import clip, norm, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Combination", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch",
-    "MAY_OVERLAP", "MOVED", "OfAll", "cells", "clip", "factored_updates", "gatherer", "ids", "kept_dict",
-    "kept_entries", "kept_list", "likeness", "norm", "norm_and_finite", "prepare", "prepare_flat",
-    "question", "regions", "slot_offset", "staying", "watch", "working",
+    "MAY_OVERLAP", "MOVED", "OfAll", "block_updates", "cells", "clip", "confident_updates",
+    "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "likeness", "norm",
+    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "staying",
+    "watch", "working",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -91,9 +92,26 @@ def gatherer(*arguments: Any) -> Any:
 
 
 def factored_updates(updates: Sequence[dict[str, Any]]) -> Any:
-    """The calls that make Adafactor's updates, see `factored.updating` and `factored.Update`."""
+    """The calls that make Adafactor's updates, see `tiles.updating` and `factored.Update`."""
     module = import_module(".factored", __name__)
-    return module.updating([module.Update(**update) for update in updates])
+    return _in_tiles(module.Factored, module.Update, updates)
+
+
+def confident_updates(updates: Sequence[dict[str, Any]]) -> Any:
+    """The calls that make CAME's updates, see `tiles.updating` and `confident.Update`."""
+    module = import_module(".confident", __name__)
+    return _in_tiles(module.Confident, module.Update, updates)
+
+
+def block_updates(updates: Sequence[dict[str, Any]]) -> Any:
+    """The calls that make Adam-mini's updates, see `tiles.updating` and `blocks.Update`."""
+    module = import_module(".blocks", __name__)
+    return _in_tiles(module.Blocks, module.Update, updates)
+
+
+def _in_tiles(kind: Any, entry: Any, updates: Sequence[dict[str, Any]]) -> Any:
+    tiles = import_module(".tiles", __name__)
+    return tiles.updating(kind, [entry(**update) for update in updates])
 
 
 def working(vector: np.ndarray) -> Any:

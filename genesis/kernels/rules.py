@@ -20,6 +20,12 @@ def accumulate(param, grad, state, hyper):
     return param + grad, state
 
 
+def shift(param, grad, state, hyper):
+    """A part of the parameter is kept, and a multiple of `grad` is added."""
+    kept, length = hyper
+    return param * kept + grad * length, state
+
+
 def average(param, grad, state, hyper):
     kept, weight = hyper
     change = grad - param

@@ -7,8 +7,11 @@ from . import lr_scheduler as lr_scheduler
 from . import schedules as schedules
 from . import swa_utils as swa_utils
 from .adafactor import Adafactor as Adafactor
+from .adam_mini import AdamMini as AdamMini
+from .came import CAME as CAME
 from .clip_grad import clip_grad_norm as clip_grad_norm
 from .clip_grad import clip_grad_value as clip_grad_value
+from .galore import GaLoreAdamW as GaLoreAdamW
 from .hooks import register_optimizer_step_post_hook as register_optimizer_step_post_hook
 from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
 from .lbfgs import LBFGS as LBFGS
