@@ -428,6 +428,9 @@ NOT_ELEMENTWISE = {
     "LBFGS": "needs a closure that is called many times",
     "SparseAdam": "takes gradients of rows: see the workload of its own",
     "Muon": "takes matrices only, and is bound by their products",
+    "SOAP": "is bound by products of matrices",
+    "Shampoo": "is bound by products of matrices",
+    "Kron": "is bound by products of matrices",
     "Adafactor": "keeps sums of rows and columns: its traffic is not that of an elementwise rule",
 }
 """Optimizers whose step is not one pass over memory, and why."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, SPECIAL
 from devices import on_cpu_only
 
 import genesis
@@ -215,7 +215,10 @@ INFINITE = {("ASGD", "t0"), ("Adafactor", "d"), ("Rprop", "step_sizes", 1)}
 """Where infinity says something: never average, never clip, no largest step."""
 
 
-COUNTS = "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps"
+COUNTS = (
+    "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps", "precondition_frequency",
+    "max_precond_dim", "max_preconditioner_dim", "max_size_triangular", "min_ndim_triangular", "seed",
+)  # fmt: skip
 
 
 def numbers_of(name):
@@ -228,7 +231,7 @@ def numbers_of(name):
             yield (key,)
 
 
-SILENT = {"ADOPT": 1, "ScheduleFreeRAdam": 4}
+SILENT = {"ADOPT": 1, "SOAP": 1, "ScheduleFreeRAdam": 4}
 """How many gradients move nothing at first."""
 
 
@@ -249,7 +252,7 @@ def with_bad(default, place, bad):
     return tuple(bad if i == place[0] else value for i, value in enumerate(default))
 
 
-EVERY = sorted({*OPTIMIZERS, "SparseAdam", "Adafactor", "Muon", "LBFGS"})
+EVERY = sorted({*OPTIMIZERS, *SPECIAL})
 each_number = pytest.mark.parametrize(
     ("name", "where"), [(name, where) for name in EVERY for where in numbers_of(name)], ids=str
 )
@@ -367,8 +370,10 @@ def test_flags_and_choices_are_refused_in_the_same_words(name):
     saved = opt.state_dict()
     flags = [key for key, value in opt.defaults.items() if isinstance(value, bool)]
     flags = [key for key in flags if key != "train_mode"]  # which `train` and `eval` set
-    choices = [key for key in ("adjust_lr_fn", "line_search_fn") if key in opt.defaults]
-    options = [] if name in ("Adafactor", "Muon", "LBFGS") else ["master_weights", "state_dtype"]
+    choices = ["adjust_lr_fn", "line_search_fn", "grafting", "memory_save_mode"]
+    choices = [key for key in choices if key in opt.defaults]
+    without = {*SPECIAL} - {"SparseAdam"}
+    options = [] if name in without else ["master_weights", "state_dtype"]
     counts = [key for key in COUNTS if key in opt.defaults]
     for keys, values in [
         (flags + options[:1], (1, 0.0, None, "yes", np.ones(()), [True])),

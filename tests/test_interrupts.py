@@ -113,6 +113,7 @@ def subjects():
     """Every optimizer; some with several groups, data types and options."""
     every = [Subject(case) for case in ONE_EACH]
     every.append(Subject(Case("Adafactor", {})))
+    every += [Subject(Case(name, {})) for name in ("SOAP", "Shampoo", "Kron")]
     every.append(Subject(Case("Muon", {}), shapes=[(20, 10), (3, 4)], groups=2))
     adamw, sgd = Case("AdamW", {}), Case("SGD", {"lr": 0.1, "momentum": 0.9})
     every += [
