@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from workloads import FUSED_IN_TORCH, OTHERS_IN_TORCH, TITLES, WORKLOADS, Result
+from workloads import FUSED_IN_TORCH, OTHERS_IN_TORCH, PRECONDITIONED, TITLES, WORKLOADS, Result
 
 Results = Mapping[str, Result]
 TORCH = ("torch fused", "torch foreach", "torch for-loop")
@@ -179,6 +179,9 @@ def _bars() -> list[Bar]:
     at_least(14, f"Adafactor, two matrices: {what}", _ratio("matrices/Adafactor", "torch"), 3.0)
     muon = _ratio("matrices/Muon", "torch, iterating in float32")
     at_least(14, f"Muon, two matrices: {what}, both iterating in float32", muon, 1.0)
+    for name, (_, package, *_) in PRECONDITIONED.items():
+        claim = f"{name}, two matrices: beside {package}"
+        at_least(14, claim, _ratio(f"matrices/{name}", package), 1.0)
     at_least(14, f"LBFGS, 100,000 numbers: {what}", _ratio("lbfgs/100000", "torch"), 1.3)
 
     train, what = "train/mlp", "64-128-64-10 network, an iteration: beside"

@@ -639,6 +639,71 @@ def _matrices(name: str) -> Workload:
     return Workload(f"matrices/{name}", title, names, build, seconds=20.0)
 
 
+PRECONDITIONED: dict[str, tuple[dict[str, Any], str, str, dict[str, Any], int]] = {
+    "SOAP": ({}, "pytorch_optimizer", "SOAP", {}, 10),
+    "Shampoo": (
+        {"betas": (0.0, 0.999), "momentum": 0.9, "grafting": "sgd", "precondition_frequency": 10},
+        "pytorch_optimizer",
+        "ScalableShampoo",
+        {
+            "block_size": 1024,
+            "shape_interpretation": False,
+            "start_preconditioning_step": 10,
+            "preconditioning_compute_steps": 10,
+        },
+        10,
+    ),
+    "Kron": (
+        {"preconditioner_update_probability": 1.0},
+        "kron_torch",
+        "Kron",
+        {"preconditioner_update_probability": 1.0},
+        1,
+    ),
+}
+"""What is asked of genesis; the package, its optimizer, what is asked of it; steps that one call makes.
+
+Those steps are a period, so that new bases and roots count as often as they are made.
+"""
+
+
+def _preconditioned(name: str) -> Workload:
+    settings, package, theirs, their_settings, steps = PRECONDITIONED[name]
+    names = ("genesis", package)
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        trainer = Genesis(Case(name, settings), MATRICES)
+
+        def ours() -> None:
+            for _ in range(steps):
+                trainer.step()
+
+        contest.contenders["genesis"] = ours
+        try:
+            torch, module = peers.module("torch"), peers.module(package)
+        except Missing as missing:
+            contest.missing[package] = str(missing)
+            return contest
+        params = [torch.ones(shape, requires_grad=True) for shape in MATRICES]
+        for param, grad in zip(params, peers.gradients(MATRICES)):
+            param.grad = torch.from_numpy(grad)
+        optimizer = getattr(module, theirs)(params, **their_settings)
+
+        def peer() -> None:
+            for _ in range(steps):
+                optimizer.step()
+
+        contest.contenders[package] = peer
+        for call in contest.contenders.values():
+            call()
+        return contest
+
+    counted = "a step" if steps == 1 else f"{steps} steps"
+    title = f"{name}: {counted} on matrices of 768 x 768 and 768 x 3072"
+    return Workload(f"matrices/{name}", title, names, build, seconds=20.0)
+
+
 def _lbfgs() -> Workload:
     size, settings = 100_000, {"max_iter": 100, "tolerance_grad": 0, "tolerance_change": 0}
 
@@ -883,6 +948,7 @@ def _all() -> dict[str, Workload]:
     found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
     found += _under_torch()
     found += [_bfloat16(), _sparse(), _matrices("Adafactor"), _matrices("Muon"), _lbfgs()]
+    found += [_preconditioned(name) for name in PRECONDITIONED]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
     found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
     by_name: dict[str, Workload] = {}

@@ -88,17 +88,15 @@ class Preconditioned(PerTensor):
         number = {parameter: i for i, parameter in enumerate(self._parameters())}
         for group in groups:
             for parameter in group["params"]:
-                entries = state.get(parameter) or {}
+                entries = dict(state.get(parameter) or {})
                 shapes = self._shapes(group, parameter)
-                title = (
-                    f"{members.label(number[parameter], parameter.name)} in the loaded state dict"
-                )
-                self._check_matrices(title, dict(entries), shapes)
+                title = members.label(number[parameter], parameter.name)
+                self._check_matrices(f"{title} in the loaded state dict", entries, shapes)
                 for name, shape in shapes.items():
                     if name in entries and entries[name].shape != shape:
                         raise ValueError(
-                            f"loaded state {name!r} of {members.label(number[parameter], parameter.name)}"
-                            f" has shape {entries[name].shape}, but its place has shape {shape}"
+                            f"loaded state {name!r} of {title} has shape {entries[name].shape}, but "
+                            f"its place has shape {shape}"
                         )
         return groups, state
 
