@@ -656,36 +656,76 @@ def _galore(tensors: list[Any]) -> Any:
     return peers.module("pytorch_optimizer").GaLore([group])
 
 
+def _soap(tensors: list[Any]) -> Any:
+    return peers.module("pytorch_optimizer").SOAP(tensors)
+
+
+def _shampoo(tensors: list[Any]) -> Any:
+    return peers.module("pytorch_optimizer").ScalableShampoo(
+        tensors,
+        block_size=1024,
+        shape_interpretation=False,
+        start_preconditioning_step=10,
+        preconditioning_compute_steps=10,
+    )
+
+
+def _kron(tensors: list[Any]) -> Any:
+    return peers.module("kron_torch").Kron(tensors, **AT_EACH_STEP)
+
+
 BETWEEN_SVDS = {"rank": 128, "update_proj_gap": 10**9}
 """An SVD takes as long as hundreds of steps, in NumPy and in torch: what is compared is the others."""
 
-FROM_PACKAGES: dict[str, tuple[str, dict[str, Any], Callable[[list[Any]], Any]]] = {
-    "CAME": ("came_pytorch", {}, _came),
-    "AdamMini": ("pytorch_optimizer", {"blocks": "tensor"}, _adam_mini),
-    "GaLoreAdamW": ("pytorch_optimizer", BETWEEN_SVDS, _galore),
+AT_EACH_STEP = {"preconditioner_update_probability": 1.0}
+
+AS_SCALABLE = {
+    "betas": (0.0, 0.999),
+    "momentum": 0.9,
+    "grafting": "sgd",
+    "precondition_frequency": 10,
 }
-"""Optimizers for matrices that torch has not: the package that has, settings, how its own is made."""
+"""The settings of `Shampoo` with which it does what the package's does."""
+
+FROM_PACKAGES: dict[str, tuple[str, dict[str, Any], Callable[[list[Any]], Any], int]] = {
+    "CAME": ("came_pytorch", {}, _came, 1),
+    "AdamMini": ("pytorch_optimizer", {"blocks": "tensor"}, _adam_mini, 1),
+    "GaLoreAdamW": ("pytorch_optimizer", BETWEEN_SVDS, _galore, 1),
+    "SOAP": ("pytorch_optimizer", {}, _soap, 10),
+    "Shampoo": ("pytorch_optimizer", AS_SCALABLE, _shampoo, 10),
+    "Kron": ("kron_torch", AT_EACH_STEP, _kron, 1),
+}
+"""Optimizers for matrices that torch has not: the package that has, settings, how its own is made, and
+how many steps are timed together, so that new bases and roots count as often as they are made."""
 
 
 def _matrices_beside_package(name: str) -> Workload:
-    package, settings, make = FROM_PACKAGES[name]
+    package, settings, make, steps = FROM_PACKAGES[name]
+
+    def repeated(step: Call) -> Call:
+        def call() -> None:
+            for _ in range(steps):
+                step()
+
+        return call
 
     def build(wanted: Sequence[str]) -> Contest:
         contest = Contest()
-        contest.contenders["genesis"] = Genesis(Case(name, settings), MATRICES).step
+        contest.contenders["genesis"] = repeated(Genesis(Case(name, settings), MATRICES).step)
         try:
             torch = peers.module("torch")
             tensors = [torch.ones(shape, requires_grad=True) for shape in MATRICES]
             for tensor, grad in zip(tensors, peers.gradients(MATRICES)):
                 tensor.grad = torch.from_numpy(grad)
-            contest.contenders[package] = torch.no_grad()(make(tensors).step)
+            contest.contenders[package] = repeated(torch.no_grad()(make(tensors).step))
         except Missing as missing:
             contest.missing[package] = str(missing)
         for call in contest.contenders.values():
             call()
         return contest
 
-    title = f"{name}: matrices of 768 x 768 and 768 x 3072"
+    counted = "a step" if steps == 1 else f"{steps} steps"
+    title = f"{name}: {counted} on matrices of 768 x 768 and 768 x 3072"
     return Workload(f"matrices/{name}", title, ("genesis", package), build, seconds=20.0)
 
 

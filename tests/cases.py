@@ -298,9 +298,13 @@ SPECIAL = {
     "CAME": "came_pytorch",
     "AdamMini": "pytorch_optimizer",
     "GaLoreAdamW": "pytorch_optimizer",
+    "SOAP": "pytorch_optimizer",
+    "Shampoo": "pytorch_optimizer",
+    "Kron": "kron_torch",
 }
 """Optimizers that no rule and no common loop of steps describes, and their peers: each has tests of
-its own, in a file that names it, with its own table of variants, reference and comparison."""
+its own, in a file that names it, with its own table of variants, reference and comparison (which is in
+test_packages.py unless the peer is torch)."""
 
 WRAPPERS = "Lookahead", "Mixed", "MuonWithAdamW", "SAM"
 """Optimizers that work through others, whose contract they keep: see test_wrappers.py, test_mixed.py."""

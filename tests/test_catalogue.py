@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, SPECIAL
 from devices import on_cpu_only
 
 import genesis
@@ -244,6 +244,8 @@ INFINITE = {
 
 COUNTS = (
     "ns_steps", "max_iter", "max_eval", "history_size", "warmup_steps", "rank", "update_proj_gap",
+    "precondition_frequency", "max_precond_dim", "max_preconditioner_dim", "max_size_triangular",
+    "min_ndim_triangular", "seed",
 )  # fmt: skip
 
 
@@ -257,7 +259,7 @@ def numbers_of(name):
             yield (key,)
 
 
-SILENT = {"ADOPT": 1, "ScheduleFreeRAdam": 4}
+SILENT = {"ADOPT": 1, "SOAP": 1, "ScheduleFreeRAdam": 4}
 """How many gradients move nothing at first."""
 
 
@@ -278,8 +280,7 @@ def with_bad(default, place, bad):
     return tuple(bad if i == place[0] else value for i, value in enumerate(default))
 
 
-BY_TENSOR = "Adafactor", "AdamMini", "CAME", "GaLoreAdamW", "LBFGS", "Muon"
-EVERY = sorted({*OPTIMIZERS, "SparseAdam", *BY_TENSOR})
+EVERY = sorted({*OPTIMIZERS, *SPECIAL})
 each_number = pytest.mark.parametrize(
     ("name", "where"), [(name, where) for name in EVERY for where in numbers_of(name)], ids=str
 )
@@ -398,8 +399,10 @@ def test_flags_and_choices_are_refused_in_the_same_words(name):
     saved = opt.state_dict()
     flags = [key for key, value in opt.defaults.items() if isinstance(value, bool)]
     flags = [key for key in flags if key != "train_mode"]  # which `train` and `eval` set
-    choices = [key for key in ("adjust_lr_fn", "line_search_fn") if key in opt.defaults]
-    options = [] if name in BY_TENSOR else ["master_weights", "state_dtype"]
+    choices = ["adjust_lr_fn", "line_search_fn", "grafting", "memory_save_mode"]
+    choices = [key for key in choices if key in opt.defaults]
+    without = {*SPECIAL} - {"SparseAdam"}
+    options = [] if name in without else ["master_weights", "state_dtype"]
     counts = [key for key in COUNTS if key in opt.defaults]
     for keys, values in [
         (flags + options[:1], (1, 0.0, None, "yes", np.ones(()), [True])),

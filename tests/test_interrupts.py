@@ -112,7 +112,9 @@ class Subject:
 def subjects():
     """Every optimizer; some with several groups, data types and options."""
     every = [Subject(case) for case in ONE_EACH]
-    every += [Subject(Case(name, {})) for name in ("Adafactor", "AdamMini")]
+    every += [
+        Subject(Case(name, {})) for name in ("Adafactor", "AdamMini", "SOAP", "Shampoo", "Kron")
+    ]
     every.append(Subject(Case("GaLoreAdamW", {"rank": 2, "update_proj_gap": 2})))
     every.append(Subject(Case("Muon", {}), shapes=[(20, 10), (3, 4)], groups=2))
     adamw, sgd = Case("AdamW", {}), Case("SGD", {"lr": 0.1, "momentum": 0.9})

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+from cases import SPECIAL
 from devices import on_cpu_only
 
 import genesis
@@ -20,7 +21,7 @@ from genesis.optim.group import Group, Misplaced
 
 pytestmark = on_cpu_only
 
-NAMES = sorted({*torch_flags.FLAGS, "SparseAdam", "Muon", "LBFGS"})
+NAMES = sorted({*torch_flags.FLAGS, *SPECIAL})
 each_optimizer = pytest.mark.parametrize("name", NAMES)
 
 

@@ -8,6 +8,7 @@ The packages are no dependencies. Without them these tests are skipped: `tox run
 them, and fails if any test is skipped.
 """
 
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -42,11 +43,15 @@ class Peer:
         apart: hyper-parameters for both, in place of the row's.
         size: how large gradients are.
         shapes: of the parameters.
+        handed: `handed(ours, theirs, step)`, called between the step of genesis and its own.
     """
 
-    def __init__(self, make, before=None, factor=None, apart=None, size=1.0, shapes=SHAPES):
+    def __init__(
+        self, make, before=None, factor=None, apart=None, size=1.0, shapes=SHAPES, handed=None
+    ):
         self.make, self.before, self.factor = make, before, factor
         self.apart, self.size, self.shapes = apart or {}, size, shapes
+        self.handed = handed
 
 
 def renamed(name, names=(), **fixed):
@@ -281,6 +286,8 @@ def updates(case, peer, dtype, steps=STEPS, after=None, **changed):
             param.grad = grad.astype(dtype)
             tensor.grad = torch.tensor(param.grad)
         ours.step()
+        if peer.handed:
+            peer.handed(ours, theirs, step)
         if peer.before:
             peer.before(theirs, step, [tensor.grad.clone() for tensor in tensors])
         theirs.step()
@@ -397,6 +404,229 @@ def test_what_schedule_free_optimizers_show_in_eval_mode_is_what_the_package_sho
     ours, theirs = updates(case, Peer(peer.make, evaluated), dtype, after=lambda each: each.eval())
     worst = max(np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(ours, theirs))
     assert worst < TOLERANCES[dtype]
+
+
+# ---- SOAP, Shampoo, Kron ----
+
+
+class Double:
+    """torch, which is asked for float32 and gives float64."""
+
+    def __getattr__(self, name):
+        import torch
+
+        return getattr(torch, "float64" if name == "float32" else name)
+
+
+def first_bases():
+    """`handed`: the package's SOAP begins with the same eigenvectors, which a null space leaves open."""
+    begun = {}
+
+    def handed(ours, theirs, step):
+        import torch
+
+        tensors = theirs.param_groups[0]["params"]
+        for parameter, tensor in zip(ours.param_groups[0]["params"], tensors):
+            state = ours.state[parameter]
+            if step == 1:
+                begun[parameter] = {
+                    name: value.copy() for name, value in state.items() if name[0] == "Q"
+                }
+            elif step == 2:
+                for name, basis in begun[parameter].items():
+                    theirs.state[tensor]["Q"][int(name[2:])] = torch.tensor(basis)
+
+    return handed
+
+
+def soap(tensors, hyper):
+    names = {"max_precond_dim": "max_precondition_dim", "normalize_grads": "normalize_gradient"}
+    return renamed("SOAP", names)(tensors, hyper)
+
+
+def shrunk_after(hyper):
+    return 1 - hyper.get("lr", 3e-3) * hyper.get("weight_decay", 0.01)
+
+
+SOAPS = [
+    {},
+    {"lr": 0.1, "betas": (0.7, 0.9), "shampoo_beta": 0.8, "eps": 1e-3, "weight_decay": 0.3},
+    {"precondition_1d": True, "maximize": True, "correct_bias": False, "max_precond_dim": 9},
+    {"merge_dims": True, "max_precond_dim": 12, "normalize_grads": True, "eps": 1e-14},
+]
+
+
+def soap_error(hyper, dtype, monkeypatch, **changed):
+    package("pytorch_optimizer")
+    from pytorch_optimizer.optimizer import soap as module
+
+    if dtype is np.float64:  # it factorizes in float32, whatever the parameter
+        monkeypatch.setattr(module, "torch", Double())
+    # It cannot merge the only axis of a vector. A vector's products are of full rank after 7 gradients.
+    shapes = [(10, 5), (3, 4, 2)] if hyper.get("merge_dims") else SHAPES
+    peer = Peer(soap, None, shrunk_after, shapes=shapes, handed=first_bases())
+    return error(Case("SOAP", hyper), peer, dtype, **changed)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("hyper", SOAPS, ids=str)
+def test_50_steps_of_soap_follow_pytorch_optimizer(hyper, dtype, monkeypatch):
+    assert soap_error(hyper, dtype, monkeypatch) < TOLERANCES[dtype]
+
+
+def scalable(tensors, hyper):
+    """`make` for its ScalableShampoo, whose betas are those of the momentum and of the products."""
+    import pytorch_optimizer
+
+    grafts = {None: 0, "sgd": 1, "adagrad": 2, "rmsprop": 3}
+    frequency = hyper.get("precondition_frequency", 1)
+    optimizer = pytorch_optimizer.ScalableShampoo(
+        tensors,
+        lr=hyper["lr"],
+        weight_decay=hyper.get("weight_decay", 0.0),
+        decoupled_weight_decay=True,
+        start_preconditioning_step=frequency,
+        preconditioning_compute_steps=frequency,
+        block_size=hyper.get("max_preconditioner_dim", 1024),
+        shape_interpretation=False,
+        graft_type=grafts[hyper.get("grafting")],
+        nesterov=hyper.get("use_nesterov", False),
+        diagonal_eps=hyper.get("grafting_eps", 1e-8),
+        matrix_eps=hyper["eps"],
+        use_svd=True,
+        maximize=hyper.get("maximize", False),
+        foreach=False,
+    )
+    # It refuses 1 for the second, though it knows what to do with it.
+    optimizer.param_groups[0]["betas"] = (hyper.get("momentum", 0.0), hyper["betas"][1])
+    return optimizer
+
+
+def epsilon_stays(optimizer, step, grads):
+    """It is added to the products at the beginning, and decays with them."""
+    import torch
+
+    group, states = state_of(optimizer)
+    _, beta = group["betas"]
+    for state in states if step > 1 else ():
+        preconditioner = state["pre_conditioner"]
+        for matrix in preconditioner.statistics:
+            matrix += preconditioner.matrix_eps * (1 / beta - 1) * torch.eye(len(matrix))
+    for state in states if step == 1 else ():
+        for matrix in state["pre_conditioner"].statistics:
+            matrix /= beta
+
+
+SCALABLES = [
+    {"betas": (0.0, 1.0), "max_preconditioner_dim": 4},
+    {"betas": (0.0, 1.0), "grafting": "adagrad", "weight_decay": 0.1, "maximize": True},
+    {"betas": (0.0, 1.0), "grafting": "sgd", "precondition_frequency": 5},
+    {
+        "betas": (0.0, 0.9), "grafting": "rmsprop", "grafting_beta2": 0.9, "momentum": 0.8,
+        "use_nesterov": True, "use_bias_correction": False,
+    },
+]  # fmt: skip
+
+
+def scalable_error(hyper, dtype, **changed):
+    package("pytorch_optimizer")
+    common = {"lr": 0.1, "eps": 1e-4, "use_merge_dims": False, **hyper}
+    peer = Peer(scalable, epsilon_stays, shapes=[(10, 5), (3, 4, 2)])
+    return error(Case("Shampoo", common), peer, dtype, **changed)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("hyper", SCALABLES, ids=str)
+def test_50_steps_of_shampoo_follow_pytorch_optimizer_where_settings_mean_the_same(hyper, dtype):
+    assert scalable_error(hyper, dtype) < TOLERANCES[dtype]
+
+
+def original_error(dtype, **changed):
+    package("pytorch_optimizer")
+    hyper = {
+        "lr": 0.1, "betas": (0.0, 1.0), "eps": 1e-2, "weight_decay": 0.1,
+        "use_decoupled_weight_decay": False, "use_merge_dims": False,
+    }  # fmt: skip
+
+    def make(tensors, hyper):
+        import pytorch_optimizer
+
+        return pytorch_optimizer.Shampoo(
+            tensors, lr=hyper["lr"], weight_decay=hyper["weight_decay"], matrix_eps=hyper["eps"]
+        )
+
+    return error(Case("Shampoo", hyper), Peer(make, shapes=[(10, 5), (7,)]), dtype, **changed)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+def test_50_steps_of_the_first_shampoo_follow_pytorch_optimizer(dtype):
+    assert original_error(dtype) < TOLERANCES[dtype]
+
+
+KRONS = [
+    {},
+    {"lr": 0.1, "b1": 0.7, "weight_decay": 0.3, "precond_lr": 0.3, "precond_init_scale": 3.0},
+    {"memory_save_mode": "one_diag", "preconditioner_update_probability": 0.3},
+    {"merge_dims": False, "momentum_into_precond_update": False, "max_size_triangular": 8},
+]
+
+
+class Never:
+    """What the package's Kron draws lots with."""
+
+    def random(self):
+        return 1.0
+
+
+def kron_error(hyper, dtype, monkeypatch, **changed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's compiler, which it imports
+        kron_torch, torch = package("kron_torch"), package("torch")
+    from kron_torch import kron as module
+
+    from genesis.optim.kron import normal_numbers, working_shape
+
+    noises = []
+    made_of = module._calc_A_and_conjB
+    # It would write the noise into the momentum, and solve in float32 whatever the parameter.
+    monkeypatch.setattr(module, "_calc_A_and_conjB", lambda e, g, q: made_of(e, g.clone(), q))
+    monkeypatch.setattr(torch, "randn_like", lambda tensor: noises.pop(0))
+    if dtype is np.float64:
+        monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+
+    def make(tensors, hyper):
+        kind = torch.float64 if dtype is np.float64 else torch.float32
+        optimizer = kron_torch.Kron(tensors, precond_dtype=kind, **hyper)
+        optimizer.rng = Never()
+        return optimizer
+
+    def handed(ours, theirs, step):
+        group = ours.param_groups[0]
+        for number, parameter in enumerate(group["params"]):
+            if ours.state[parameter]["since_update"] == 0:
+                shape = working_shape(group, parameter.shape)
+                key = (group["seed"], number, step, shape, parameter.data.dtype)
+                noises.append(torch.tensor(normal_numbers(*key)))
+
+    peer = Peer(make, shapes=[(10, 5), (7,), (2, 3, 8)], handed=handed)
+    with torch.compiler.set_stance("force_eager"):
+        found = error(Case("Kron", hyper), peer, dtype, **changed)
+    assert not noises
+    return found
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("hyper", KRONS, ids=str)
+def test_50_steps_of_kron_follow_kron_torch(hyper, dtype, monkeypatch, capsys):
+    assert kron_error(hyper, dtype, monkeypatch) < TOLERANCES[dtype]
+
+
+def test_the_tolerance_of_those_with_matrices_sees_a_changed_coefficient(monkeypatch, capsys):
+    tolerance = TOLERANCES[np.float64]
+    assert soap_error({}, np.float64, monkeypatch, shampoo_beta=0.95 * (1 + 1e-6)) > tolerance
+    assert scalable_error(SCALABLES[0], np.float64, eps=1e-4 * (1 + 1e-6)) > tolerance
+    assert original_error(np.float64, eps=1e-2 * (1 + 1e-7)) > tolerance
+    assert kron_error({}, np.float64, monkeypatch, precond_lr=0.1 * (1 + 1e-7)) > tolerance
 
 
 def wrapped(make, theirs_of, evaluate, steps=STEPS):

@@ -217,7 +217,7 @@ def test_documentation(name):
 # ---- as the learning rate of an optimizer ----
 
 RATE = 0.1 * schedules.warmup(3, schedules.cosine(10))
-TAKE_FUNCTIONS = ["AdamW", "SGD", "Rprop", "Adafactor", "Muon"]
+TAKE_FUNCTIONS = ["AdamW", "SGD", "Rprop", "Adafactor", "Muon", "SOAP", "Shampoo", "Kron"]
 
 
 def stepped(make, gradients, before=lambda opt, t: None):

@@ -263,7 +263,9 @@ def test_given_gradients_are_assigned_ones(case):
 
 
 @on_cpu_only
-@pytest.mark.parametrize("name", ["Adafactor", "AdamMini", "CAME", "GaLoreAdamW", "Muon"])
+@pytest.mark.parametrize(
+    "name", ["Adafactor", "AdamMini", "CAME", "GaLoreAdamW", "Kron", "Muon", "SOAP", "Shampoo"]
+)
 def test_given_gradients_of_optimizers_by_tensor(name):
     params, same = arrays({"W": "4x3", "V": ["3x2"]}), arrays({"W": "4x3", "V": ["3x2"]})
     opt = getattr(genesis.optim, name)(params)
@@ -862,6 +864,9 @@ def turned(tree):
         ("AdamW", {"master_weights": True, "ema_decay": 0.9}, np.float16),
         ("Adafactor", {}, np.float32),
         ("Muon", {}, np.float32),
+        ("SOAP", {}, np.float32),
+        ("Shampoo", {"grafting": "adam"}, np.float32),
+        ("Kron", {}, np.float32),
     ],
     ids=str,
 )

@@ -393,14 +393,19 @@ def test_every_exported_optimizer_has_a_row_a_reference_an_example_and_a_page_en
     assert rows == REFERENCES.keys()
     assert exported == rows | {*SPECIAL} | {*WRAPPERS}
     assert rows.isdisjoint(SPECIAL)
-    adaptive = dict.fromkeys(["CAME", "AdamMini", "GaLoreAdamW"], "adaptive")
-    tested = {"SparseAdam": "sparse", **adaptive}
+    tested = {
+        "SparseAdam": "sparse",
+        **dict.fromkeys(("CAME", "AdamMini", "GaLoreAdamW"), "adaptive"),
+        **dict.fromkeys(("SOAP", "Shampoo", "Kron"), "preconditioned"),
+    }
+    packages = Path(__file__).with_name("test_packages.py").read_text()
     for name, peer in SPECIAL.items():
         tests = Path(__file__).with_name(f"test_{tested.get(name, name.lower())}.py").read_text()
         assert re.search(rf"import .*\b{name}\b", tests)
-        if peer not in (None, "torch"):
-            tests = Path(__file__).with_name("test_packages.py").read_text()
-            assert f'Case("{name}"' in tests
+        if peer not in ("torch", None):
+            compared = rf"""def test\w*_{name.lower()}\w*_{peer}|Case\("{name}\""""
+            assert re.search(compared, packages)
+            continue
         assert re.search(rf"def test\w+_{peer}" if peer else "", tests), f"{name} without {peer}"
     for name in exported:
         assert ">>>" in getattr(genesis.optim, name).__doc__, f"{name} has no example"

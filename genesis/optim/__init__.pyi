@@ -14,6 +14,7 @@ from .clip_grad import clip_grad_value as clip_grad_value
 from .galore import GaLoreAdamW as GaLoreAdamW
 from .hooks import register_optimizer_step_post_hook as register_optimizer_step_post_hook
 from .hooks import register_optimizer_step_pre_hook as register_optimizer_step_pre_hook
+from .kron import Kron as Kron
 from .lbfgs import LBFGS as LBFGS
 from .lookahead import Lookahead as Lookahead
 from .mixed import Mixed as Mixed
@@ -25,6 +26,8 @@ from .param_groups import param_groups_weight_decay as param_groups_weight_decay
 from .rule_optimizer import RuleOptimizer as RuleOptimizer
 from .sam import SAM as SAM
 from .schedule_free import ScheduleFree
+from .shampoo import Shampoo as Shampoo
+from .soap import SOAP as SOAP
 
 class ADOPT(RuleOptimizer):
     def __init__(

@@ -157,7 +157,7 @@ class AdamMini(OwnShapes):
                     'the parameter into a group of its own, for example with blocks="tensor"'
                 )
 
-    def _kept(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
         blocks, shape = group["blocks"], parameter.shape
         if blocks == "tensor":
             blocks = 1

@@ -115,7 +115,7 @@ class CAME(OwnShapes):
         }
         super().__init__(params, defaults)
 
-    def _kept(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
         shape = parameter.shape
         if len(shape) < 2:
             return {"exp_avg": shape, "exp_avg_sq": shape}
@@ -132,7 +132,7 @@ class CAME(OwnShapes):
         updates = []
         for each in work:
             group = each.group
-            names = self._names(each.parameter)
+            names = self._shapes(each.group, each.parameter)
             updates.append(
                 {
                     "gradient": each.gradient.view(np.ndarray),

@@ -139,7 +139,7 @@ class GaLoreAdamW(OwnShapes):
         }
         super().__init__(params, defaults)
 
-    def _kept(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
         shape, rank = parameter.shape, group["rank"]
         if rank is None or len(shape) != 2 or min(shape) <= rank:
             return {"exp_avg": shape, "exp_avg_sq": shape}
@@ -150,22 +150,17 @@ class GaLoreAdamW(OwnShapes):
             small, projector = (rows, rank), (rank, columns)
         return {"exp_avg": small, "exp_avg_sq": small, "projector": projector}
 
-    def _complete(
-        self, parameter: Parameter, state: dict[str, Any], counted: tuple[str, ...]
-    ) -> None:
-        for name, shape in self._kept(self._group_of[parameter], parameter).items():
-            if name not in state:
-                like = parameter._view.dtype
-                narrow = shape == parameter.shape and name != "projector"
-                state[name] = np.zeros(shape, like if narrow else arithmetic(like))
-        super()._complete(parameter, state, counted)
+    def _state_type(self, name: str, shape: tuple[int, ...], parameter: Parameter) -> np.dtype:
+        dtype = parameter._view.dtype
+        is_narrow = name != "projector" and shape == parameter.shape
+        return dtype if is_narrow else arithmetic(dtype)
 
     def _updates(self, work: list[Work], factor: float, clip_value: float | None) -> list[partial]:
         launches = _Launches()
         calls: list[partial] = []
         for each in work:
             scale = -factor if each.group["maximize"] else factor
-            if "projector" in self._names(each.parameter):
+            if "projector" in self._shapes(each.group, each.parameter):
                 calls += self._projected(each, scale, clip_value, launches)
                 continue
             settings = {**each.group, "amsgrad": False}

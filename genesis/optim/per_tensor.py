@@ -20,8 +20,9 @@ from .gradients import Views
 class PerTensor(GradientOptimizer):
     """Base of optimizers that work tensor by tensor, in NumPy, where others see one element.
 
-    A subclass names a parameter's state buffers (`_names`) and their shapes (`_state_shape`), which
-    begin as zeros of the parameter's data type, and defines `_update`.
+    A subclass names a parameter's state buffers (`_names`) and their shapes (`_state_shape`), or both
+    where they depend on the group's settings (`_shapes`). They begin as zeros of the parameter's data
+    type. And it defines `_update`.
 
     A step is complete or has not begun: all that can be wrong with arrays and numbers is found first,
     then what parameters and state are to hold is computed into new arrays, for all tensors of all
@@ -35,6 +36,10 @@ class PerTensor(GradientOptimizer):
     def _names(self, parameter: Parameter) -> tuple[str, ...]:
         """The names of the state buffers of a parameter."""
         return self._always
+
+    def _shapes(self, group: dict[str, Any], parameter: Parameter) -> dict[str, tuple[int, ...]]:
+        """The names of the state buffers of a parameter, and their shapes."""
+        return {name: self._state_shape(name, parameter) for name in self._names(parameter)}
 
     def _update(
         self, group: dict[str, Any], parameter: np.ndarray, gradient: np.ndarray, scale: float,
@@ -116,29 +121,34 @@ class PerTensor(GradientOptimizer):
             used = others if gradient is None else written
             used.append(arrays.Used(title, parameter._view, shape, parameter.device))
             state = dict(self.state.get(parameter) or {})
-            for name in self._names(parameter):
+            shapes = self._shapes(group, parameter)
+            for name, expected in shapes.items():
                 if name in state:
                     what = f"state {name!r} of {title}"
-                    expected = self._state_shape(name, parameter)
                     used.append(arrays.Used(what, state[name], expected, parameter.device))
             if gradient is not None:
                 scheduled = hyper.scheduled(self._hypers, group)
                 counted = self._numbers or (("step",) if scheduled else ())
-                self._complete(parameter, state, counted)
+                self._complete(title, parameter, state, counted, shapes)
                 settings = hyper.at(self._hypers, group, scheduled, state.get("step", 0))
                 work.append(Work(settings, parameter, gradient, state, counted))
         arrays.usable(written, others)
         return work
 
     def _complete(
-        self, parameter: Parameter, state: dict[str, Any], counted: tuple[str, ...]
-    ) -> None:
-        """Begin what state does not hold yet."""
+        self, title: str, parameter: Parameter, state: dict[str, Any], counted: tuple[str, ...],
+        shapes: dict[str, tuple[int, ...]],
+    ) -> None:  # fmt: skip
+        """Begin what the state of the parameter of this title does not hold yet."""
         for name in counted:
             state.setdefault(name, 0)
-        for name in self._names(parameter):
+        for name, shape in shapes.items():
             if name not in state:
-                state[name] = np.zeros(self._state_shape(name, parameter), parameter._view.dtype)
+                state[name] = np.zeros(shape, self._state_type(name, shape, parameter))
+
+    def _state_type(self, name: str, shape: tuple[int, ...], parameter: Parameter) -> np.dtype:
+        """The data type in which a state buffer begins."""
+        return parameter._view.dtype
 
     def _updates(self, work: list[Work], factor: float, clip_value: float | None) -> list[partial]:
         """The calls, for `commit`, that write parameters and their buffers, all of which have elements.
