@@ -185,7 +185,8 @@ def test_nan_and_inf_pass_through(case, value):
         with np.errstate(all="ignore"):
             reference.step([p.grad])
     np.testing.assert_array_equal(np.isfinite(p.data), np.isfinite(reference.params[0]))
-    assert np.isfinite(p.data[[0, 2, 3]]).all()
+    if case.name not in ("DoG", "LDoG", "NovoGrad"):  # where all moves by a norm of all
+        assert np.isfinite(p.data[[0, 2, 3]]).all()
 
 
 # ---- memory ----

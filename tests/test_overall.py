@@ -368,3 +368,30 @@ def test_reference_evaluates_numbers():
     np.testing.assert_allclose(found, expected.x[0], rtol=1e-14)
     np.testing.assert_allclose(after, expected.s[0], rtol=1e-14)
     np.testing.assert_allclose(kept, [expected.v[0], expected.d, expected.num], rtol=1e-14)
+
+
+@on_cpu_only
+def test_mixed_sums_over_the_tensors_of_each_rule():
+    """And options, clipping and averages of all optimizers work with what is of all tensors."""
+    first, gradients = values(0, np.float32, [(5, 3), (7,)]), values(1, np.float32, [(5, 3), (7,)])
+    settings = {"master_weights": True, "state_dtype": "float32", "ema_decay": 0.5}
+    alone = [genesis.Parameter(first[0].copy())]
+    opt = Both(alone, **settings)
+    both = [genesis.Parameter(value.copy()) for value in first]
+    mixed = genesis.optim.Mixed(
+        [
+            {"params": both[:1], "optimizer": Both, **settings},
+            {"params": both[1:], "optimizer": genesis.optim.SGD, "lr": 0.1},
+        ]
+    )
+    for _ in range(3):
+        assign(alone, gradients)
+        assign(both, gradients)
+        opt.step(clip_value=0.3)
+        mixed.step(clip_value=0.3)
+    np.testing.assert_array_equal(alone[0].data, both[0].data)
+    assert numbers(opt, alone[0]) == numbers(mixed, both[0])
+    saved = mixed.state_dict()
+    mixed.load_state_dict(saved)
+    assert mixed.state_dict()["state"][0]["d"] == saved["state"][0]["d"]
+    np.testing.assert_array_equal(opt.state[alone[0]]["ema"], mixed.state[both[0]]["ema"])

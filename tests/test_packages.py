@@ -313,6 +313,33 @@ def test_50_steps_follow_the_package(case, dtype):
     assert error(case, PEERS[case.name], dtype) < TOLERANCES[dtype]
 
 
+@pytest.mark.parametrize("growth_rate", [float("inf"), 1.2])
+@pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam"])
+def test_50_steps_in_which_the_learning_rate_is_found_follow_the_package(name, growth_rate):
+    """Gradients at random, as above, say nothing of the way to go."""
+    torch, case = package("torch"), next(case for case in ROWS if case.name == name)
+    package(case.peer)
+    rng = np.random.default_rng(5)
+    arrays = [rng.standard_normal(shape) for shape in SHAPES]
+    params = [genesis.Parameter(array.copy()) for array in arrays]
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    hyper = {"d0": 1e-4, "growth_rate": growth_rate}
+    ours = getattr(genesis.optim, name)([{"params": params[:1]}, {"params": params[1:]}], **hyper)
+    theirs = PEERS[name].make(tensors, hyper)
+    for _ in range(STEPS):
+        for param, tensor in zip(params, tensors):
+            param.grad = param.data - 1
+            tensor.grad = tensor.detach() - 1
+        ours.step()
+        theirs.step()
+    found = ours.state[params[0]]["d"]
+    assert found > 1e-3
+    assert abs(found / theirs.param_groups[0]["d"] - 1) < 1e-10
+    for param, tensor, array in zip(params, tensors, arrays):
+        change = tensor.detach().numpy() - array
+        assert np.max(np.abs(param.data - array - change)) < 1e-10 * np.max(np.abs(change))
+
+
 def test_every_optimizer_that_torch_has_not_has_a_peer_here():
     others = {case.name for case in CASES} - {case.name for case in CASES if case.peer == "torch"}
     assert others <= {case.name for case in ROWS} == PEERS.keys()

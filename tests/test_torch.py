@@ -903,9 +903,20 @@ def test_own_rule_gives_the_numbers_that_it_gives_for_numpy():
 
 
 OTHERS = sorted({case.name for case in CASES if case.peer != "torch"})
+WITH_NUMBERS = ["DAdaptAdam", "DoG", "LDoG", "NovoGrad", "Prodigy"]
+"""Those whose state has numbers of whole tensors, which tensors of torch cannot have yet."""
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("ScheduleFree")])
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+def test_rules_with_numbers_of_whole_tensors_are_refused(name):
+    with pytest.raises(TypeError, match=f"{name} has numbers of a tensor"):
+        ours.of(getattr(genesis.optim, name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in OTHERS if not name.startswith("ScheduleFree") and name not in WITH_NUMBERS],
+)
 def test_what_torch_has_not_gives_the_numbers_that_it_gives_for_numpy(name):
     params = parameters()
     arrays = [genesis.Parameter(param.detach().numpy().copy()) for param in params]

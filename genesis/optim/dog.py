@@ -89,7 +89,7 @@ def DoG(
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 0.557, -0.742])
+        array([ 0.087, -0.117])
 
     References:
         Ivgi, Hinder, Carmon: DoG is SGD's best friend: a parameter-free dynamic step size schedule.
@@ -134,7 +134,7 @@ def LDoG(
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 0.557, -0.742])
+        array([ 0.087, -0.117])
 
     References:
         Ivgi, Hinder, Carmon: DoG is SGD's best friend: a parameter-free dynamic step size schedule.

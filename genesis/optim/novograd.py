@@ -49,9 +49,9 @@ def NovoGrad(
         ...     p.grad = 2 * x  # the gradient of x @ x
         ...     _ = opt.step()
         >>> x.round(3)
-        array([ 2.67, -3.56])
+        array([ 2.658, -3.543])
         >>> round(opt.state[p]["exp_avg_sq"], 3)
-        99.343
+        99.695
 
     References:
         Ginsburg, Castonguay, Hrinchuk, Kuchaiev, Lavrukhin, Leary, Li, Nguyen, Zhang, Cohen: Stochastic
