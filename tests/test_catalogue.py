@@ -708,3 +708,23 @@ def test_the_guides_table_is_up_to_date():
     script = runpy.run_path(str(PAGE.with_name("memory_table.py")))
     page = PAGE.read_text()
     assert page == script["with_table"](page), "run python docs/memory_table.py"
+
+
+def test_the_table_of_all_names_each_optimizer_and_says_what_it_keeps_and_moves():
+    page = PAGE.read_text()
+    table, _ = page.split("## All of them in one table")[1].split("The letters stand for")
+    rows = {}
+    for line in table.splitlines():
+        if found := re.match(r"\| `(\w+)` \|([^|]*)\|([^|]*)\|", line):
+            rows[found[1]] = [
+                {int(n) for n in re.findall(r"\d+", text)} for text in found.groups()[1:]
+            ]
+    exported = {name for name in optim.__all__ if isinstance(getattr(optim, name), type)}
+    assert set(rows) == exported - {"Optimizer", "RuleOptimizer", "Mixed"}
+    made = page.split("<!-- memory table: begin -->")[1].split("<!-- memory table: end -->")[0]
+    measured = {}
+    for name, state, moved in re.findall(r"\| `(\w+)` \|.*\| (\d+) \| ([\d or]+) \|", made):
+        kept, traffic = measured.setdefault(name, (set(), set()))
+        kept.add(int(state))
+        traffic.update(int(n) for n in re.findall(r"\d+", moved))
+    assert {name: tuple(rows[name]) for name in measured} == measured
