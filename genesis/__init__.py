@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """genesis: the optimizer step for training code written in NumPy.
 
 import genesis
