@@ -9,7 +9,12 @@ weight.grad = gradient
 optimizer.step()
 """
 
+__distribution__ = "genesis-optim"  # before all imports, some of which look for it: see `namesake`
+
+from typing import TYPE_CHECKING, Any
+
 from . import amp, hyper, nn, optim, transforms, tree
+from . import namesake as _namesake
 from ._version import __version__
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .formulas import RuleError, mean, total, transform
@@ -48,3 +53,9 @@ __all__ = [
     "transforms",
     "tree",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker, this would be a promise of any attribute
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(_namesake.missing(name), name=name, obj=_namesake.package())
