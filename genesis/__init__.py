@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import amp, hyper, nn, optim, transforms, tree
 from . import namesake as _namesake
 from ._version import __version__
+from .ahead import warmup
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .formulas import RuleError, mean, total, transform
 from .kernels.threads import get_num_threads, set_num_threads
@@ -52,6 +53,7 @@ __all__ = [
     "transform",
     "transforms",
     "tree",
+    "warmup",
 ]
 
 

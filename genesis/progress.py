@@ -63,6 +63,7 @@ class Progress(Generic[Thing]):
         self._note = ""
         self._begun = self._last = clock()
         self._drawn = False
+        self._said = -1
         self.done = 0
 
     def __iter__(self) -> Iterator[Thing]:
@@ -100,7 +101,8 @@ class Progress(Generic[Thing]):
             self._show()
 
     def _finish(self) -> None:
-        self._show()
+        if self._redraws or self._said != self.done:
+            self._show()
         if self._redraws:
             self._put("\n")
             self._drawn = False
@@ -114,6 +116,7 @@ class Progress(Generic[Thing]):
             self._drawn = True
         else:
             self._put(f"{self._picture()}\n")
+            self._said = self.done
 
     def _picture(self) -> str:
         title = f"{self._title}: " if self._title else ""
