@@ -32,6 +32,15 @@ for epoch in (bar := Progress(range(3), unit="epochs")):
 assert_type(bar.done, int)
 genesis.warmup(["AdamW"], "float32", progress=False)
 
+
+@genesis.rule
+def descend(param: float, grad: float, *, lr: float = 0.1) -> float:
+    return param - lr * grad
+
+
+assert_type(descend, type[genesis.optim.RuleOptimizer])
+descend(params, lr=0.2).step()
+
 genesis.optim.AdamW(params, learning_rate=1e-3)  # type: ignore
 genesis.optim.SGD(params)  # type: ignore
 genesis.optim.Adamw  # type: ignore  # noqa: B018

@@ -1,5 +1,6 @@
 """Other packages called genesis, before this one, behind it and over it."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -120,6 +121,7 @@ def test_whose_the_name_is(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert namesake.owners() == []
     install_another(tmp_path)
+    importlib.invalidate_caches()  # a folder's time may be the same as before
     assert namesake.owners() == ["genesis-world 0.3.1"]
     (tmp_path / "genesis.py").write_text("")
     assert namesake.places() == [tmp_path / "genesis" / "__init__.py", tmp_path / "genesis.py"]
