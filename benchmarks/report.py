@@ -25,6 +25,7 @@ import numpy as np
 from workloads import PRANGE, ROOFLINES, WORKLOADS, Result, measure
 
 import genesis
+from genesis.progress import Progress
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -339,19 +340,16 @@ def run(
     names: Sequence[str], share: float, leave_out: Sequence[str], bar: bool = True
 ) -> list[Result]:
     """Measure workloads, with a progress bar; Ctrl-C ends it early, with what there is."""
-    from tqdm import tqdm
-
     found = []
-    with tqdm(names, unit="workload", disable=not bar) as progress:
-        for name in progress:
-            progress.set_postfix_str(name)
-            try:
-                found.append(measure(WORKLOADS[name], share, leave_out))
-            except KeyboardInterrupt:
-                break
-            except Exception as error:  # one broken workload must not cost all the others
-                progress.write(f"{name}: {error!r}")
-                found.append(Result(WORKLOADS[name], error=f"failed: {error!r}", failed=True))
+    for name in (progress := Progress(names, unit="workloads", shown=bar)):
+        progress.note = name
+        try:
+            found.append(measure(WORKLOADS[name], share, leave_out))
+        except KeyboardInterrupt:
+            break
+        except Exception as error:  # one broken workload must not cost all the others
+            progress.write(f"{name}: {error!r}")
+            found.append(Result(WORKLOADS[name], error=f"failed: {error!r}", failed=True))
     return found
 
 

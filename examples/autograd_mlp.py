@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network that autograd differentiates, trained so that Ctrl-C costs nothing.
 
     python examples/autograd_mlp.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A recurrent network that learns a counting song letter by letter: NumPy, backward pass by hand.
 
     python examples/char_rnn.py

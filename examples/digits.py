@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a small neural network on handwritten digits: NumPy computes, genesis optimizes.
 
     python examples/digits.py --optimizer adamw
@@ -16,9 +17,9 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import genesis
+from genesis.progress import Progress
 
 # Class, learning rate, weight decay, other settings. AdamW shrinks the weights by its decay, the
 # others add theirs to the gradient: the numbers do not compare.
@@ -103,7 +104,7 @@ def train(network, optimizer, data, epochs, batch_size, rng):
     """Train; return a row for each epoch: train loss and accuracy, test loss and accuracy."""
     images, labels, test_images, test_labels = data
     history = []
-    for epoch in (bar := tqdm(range(1, epochs + 1), unit="epoch")):
+    for epoch in (bar := Progress(range(1, epochs + 1), unit="epochs")):
         order = rng.permutation(len(images))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]

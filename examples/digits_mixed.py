@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The digits network in mixed precision: 16-bit numbers forward and backward, float32 in the step.
 
     python examples/digits_mixed.py
@@ -17,9 +18,9 @@ import numpy as np
 from digits import Linear, ReLU, backward, cross_entropy, evaluate, forward, load
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import genesis
+from genesis.progress import Progress
 
 TYPES = ["float32", "bfloat16", "float16"]
 PARTS = 2  # of a batch, one after the other, as where memory is short
@@ -81,7 +82,7 @@ def train(kind, epochs, seed):
     images, labels, test_images, test_labels = load()
     accuracies = []
     left_out = 0
-    for _ in tqdm(range(epochs), desc=kind, unit="epoch"):
+    for _ in Progress(range(epochs), title=kind, unit="epochs"):
         left_out += train_epoch(network, optimizer, scaler, region, images, labels, rng)
         with region:
             accuracies.append(evaluate(network, test_images, test_labels)[1])

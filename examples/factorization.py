@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who likes what: factors of users and items, of which a batch touches only a few rows.
 
     python examples/factorization.py

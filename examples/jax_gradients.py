@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JAX computes the gradients, genesis updates the parameters: NumPy arrays in a dict.
 
     python -m pip install jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fit a spectrum of two overlapping peaks with L-BFGS: the gradient by hand, no step size to choose.
 
     python examples/lbfgs_fit.py

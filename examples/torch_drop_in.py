@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small GPT under torch, trained by torch's AdamW and by genesis' in its place.
 
     python examples/torch_drop_in.py

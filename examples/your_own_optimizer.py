@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Your own optimizer: write the formula of one element, get a compiled optimizer.
 
     python examples/your_own_optimizer.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """genesis: the optimizer step for training code written in NumPy.
 
 import genesis
@@ -8,8 +9,14 @@ weight.grad = gradient
 optimizer.step()
 """
 
+__distribution__ = "genesis-optim"  # before all imports, some of which look for it: see `namesake`
+
+from typing import TYPE_CHECKING, Any
+
 from . import amp, hyper, nn, optim, transforms, tree
+from . import namesake as _namesake
 from ._version import __version__
+from .ahead import warmup
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .formulas import RuleError, mean, overall, per_tensor, total, transform
 from .kernels.threads import get_num_threads, set_num_threads
@@ -48,4 +55,11 @@ __all__ = [
     "transform",
     "transforms",
     "tree",
+    "warmup",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker, this would be a promise of any attribute
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(_namesake.missing(name), name=name, obj=_namesake.package())

@@ -136,7 +136,8 @@ def test_runs(file, arguments, made, last_line, tmp_path):
     assert "Warning" not in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ([] if made is None else [made])
     if made is not None and made.endswith(".png"):
-        assert "100%|" in done.stderr, "no progress bar"
+        assert "100% " in done.stderr, "no progress"
+        assert "\r" not in done.stderr
         check_plot(tmp_path / made)
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 logger = logging.getLogger("genesis")
@@ -227,3 +228,30 @@ def prune(folder: Path, sources: str) -> None:
 
 
 _prune_once = functools.lru_cache(maxsize=None)(prune)
+
+
+# ---- for people ----
+
+
+def folders() -> list[Path]:
+    """Where code is kept for later runs; none if no lasting place can be written, or none is wanted."""
+    if not keeps_code():
+        return []
+    from numba.core.caching import FunctionCache
+
+    here = Path(__file__).parent
+    found = []
+    for source in (here / "cpu.py", here / "cuda" / "templates.py"):
+        # Numba asks where the function was written; the code of this one is of no account.
+        code = _checksum.__code__.replace(co_filename=str(source))
+        try:
+            kept = FunctionCache._impl_class(FunctionType(code, {}, "kernel"))
+        except (RuntimeError, OSError):  # no locator finds a place
+            continue
+        found.append(Path(kept.locator.get_cache_path()))
+    return list(dict.fromkeys(found))
+
+
+def files() -> list[Path]:
+    """The files of code that is kept."""
+    return [path for folder in folders() for path in folder.glob(f"{PREFIX}*{SUFFIX}*")]

@@ -7,6 +7,10 @@ What is asked for is imported then: a class is made from its formula, which take
 from importlib import import_module
 from typing import Any
 
+from .. import namesake as _namesake
+
+_namesake.check()
+
 _HOMES = {
     "ADOPT": "adopt",
     "ASGD": "asgd",

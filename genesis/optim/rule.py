@@ -7,13 +7,37 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 from .. import hyper
 from ..formulas import Formula, Numbers, OfSettings, Part, Recipe, Transform, composed
 from ..hyper import REQUIRED
 from . import options, torch_flags
 from .rule_optimizer import RuleOptimizer
+
+
+@overload
+def rule(
+    function: Callable,
+    *,
+    numbers: Callable | None = None,
+    check: Callable | None = None,
+    sparse: Callable | str | None = None,
+    counted: bool = True,
+    base: type[RuleOptimizer] = RuleOptimizer,
+) -> type[RuleOptimizer]: ...
+
+
+@overload
+def rule(
+    *,
+    numbers: Callable | None = None,
+    check: Callable | None = None,
+    sparse: Callable | str | None = None,
+    counted: bool = True,
+    base: type[RuleOptimizer] = RuleOptimizer,
+) -> Callable[[Callable], type[RuleOptimizer]]: ...
 
 
 def rule(
@@ -83,9 +107,20 @@ def rule(
         array([ 0.5, -1.5,  3. ])
     """
     if function is None:
-        return lambda function: rule(
-            function, numbers=numbers, check=check, sparse=sparse, counted=counted, base=base
+        return partial(
+            _ruled, numbers=numbers, check=check, sparse=sparse, counted=counted, base=base
         )
+    return _ruled(function, numbers, check, sparse, counted, base)
+
+
+def _ruled(
+    function: Callable,
+    numbers: Callable | None,
+    check: Callable | None,
+    sparse: Callable | str | None,
+    counted: bool,
+    base: type[RuleOptimizer],
+) -> type[RuleOptimizer]:
     formula = Formula(function, "rule", ("param", "grad"))
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
     # The package's own formulas are known to be right, and there are many of them to import.
