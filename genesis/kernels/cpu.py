@@ -15,12 +15,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..commit import assign, commit
-from . import reductions, storage, threads
+from . import lanes, reductions, storage, threads
 from .averaging import averaged
 from .clipping import clipped
 from .compiling import Kept
 from .copies import with_copy
-from .memory import counted, fetch_add, prefetch, put_float, stack, word
+from .memory import counted, fetch_add, prefetch, put_float, word
 from .specialise import anew, compile_function, described, specialised, title
 from .summing import of_columns, whole, within
 
@@ -33,11 +33,6 @@ CHUNK = 16384
 """Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
 to share out evenly, enough to make the cost of claiming it vanish."""
 
-
-LANES = 128
-"""In how many parts, side by side, a chunk is summed up. Compilers make vectors of them, of whatever
-width a processor has, without changing the order of any addition: so the bits are the same everywhere.
-With so many each waits for nobody, and no compiler unrolls them before it makes vectors."""
 
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
@@ -59,7 +54,8 @@ def _yield(typing_context):
 rule = row_of = scalars_of = read = write = process = announce_chunk = sizes = keep = None
 given = add = clip = totals_of = numbers_of = write_numbers = None
 begin = finish = carry = kept_of = all_of = write_kept = write_totals = None
-reserve = get = combined = stored = read_back = add_short = SHORT_ZEROS = None
+reserve = needed = start_lanes = fold = get = put = LANES = None
+stored = read_back = add_short = SHORT_ZEROS = None
 TOTALS = NUMBERS = STATES = COUNT = ZEROS = SLOTS = KEPT = NOW = None
 
 _SHORT = 512
@@ -267,14 +263,23 @@ def as_stored(tensors, i, param):
 
 
 def sum_up(tensors, start, stop, hyper, moment):
-    """Sum up, over a chunk, what a rule needs to know of its tensor, and of all."""
-    totals = ZEROS
+    """Sum up, over a chunk, what a rule needs to know of its tensor, and of all, in lanes."""
     own = given(tensors, hyper)
-    for i in range(start, stop):
-        values = read(tensors, i)
+    lanes = reserve()
+    width = needed(stop - start)
+    start_lanes(lanes, width, 0.0)
+    last = stop - (stop - start) % LANES
+    for first in range(start, last, LANES):
+        for lane in range(LANES):
+            values = read(tensors, first + lane)
+            gradient = clip(values[0] * hyper[0], hyper)
+            add(lanes, lane, rule(values[1], gradient, values[2:], own))
+    for lane in range(stop - last):
+        values = read(tensors, last + lane)
         gradient = clip(values[0] * hyper[0], hyper)
-        totals = add(totals, rule(values[1], gradient, values[2:], own))
-    return totals
+        add(lanes, lane, rule(values[1], gradient, values[2:], own))
+    fold(lanes, width, 0.0)
+    return totals_of(lanes)
 
 
 def begin_rows(record):
@@ -353,29 +358,21 @@ def transform(tensors, start, stop, hyper, moment):
 
 
 def reduce(tensors, start, stop, hyper, moment):
-    """Reduce the first column of a chunk to one number.
-
-    Element `i` of the chunk counts in lane `i % LANES`, and the lanes are folded in halves.
-    """
+    """Reduce the first column of a chunk to one number, in lanes."""
     begin, exponent = hyper
-    lanes = (reserve(),)
-    for lane in range(LANES):
-        write(lanes, lane, (begin,))
+    lanes = reserve()
+    width = needed(stop - start)
+    start_lanes(lanes, width, begin)
     last = stop - (stop - start) % LANES
     for first in range(start, last, LANES):
         for lane in range(LANES):
-            total = get(lanes, lane)[0]
-            write(lanes, lane, (rule(total, read(tensors, first + lane)[0], exponent),))
+            total = get((lanes,), lane)[0]
+            put((lanes,), lane, (rule(total, read(tensors, first + lane)[0], exponent),))
     for lane in range(stop - last):
-        total = get(lanes, lane)[0]
-        write(lanes, lane, (rule(total, read(tensors, last + lane)[0], exponent),))
-    width = LANES
-    while width > 1:
-        width //= 2
-        for lane in range(width):
-            total = get(lanes, lane)[0]
-            write(lanes, lane, (combined(total, get(lanes, width + lane)[0], exponent),))
-    return get(lanes, 0)[0]
+        total = get((lanes,), lane)[0]
+        put((lanes,), lane, (rule(total, read(tensors, last + lane)[0], exponent),))
+    fold(lanes, width, exponent)
+    return get((lanes,), 0)[0]
 
 
 class Bound:
@@ -604,10 +601,10 @@ INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Options for what only kernels call: entry points for others would be a part of each compilation."""
 
 
-def _callable(function: Callable, like: Any = None, **options: Any) -> Callable:
+def _callable(function: Callable, like: Any = None) -> Callable:
     """A function as kernels can call it; a copy of a jitted one is compiled as that was."""
     if like is None:
-        return numba.njit(**{"error_model": "numpy", **options}, **INNER)(function)
+        return numba.njit(error_model="numpy", **INNER)(function)
     return type(like)(function, like.locals, like.targetoptions)
 
 
@@ -639,7 +636,6 @@ def _compiled(
     measures: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
-    options = {"error_model": "numpy"}
     columns = len(storages) + (numbers > 0) + (process is update_at_random)
     if process is update_at_random:
         write = storage.random_writer(storages[1:], number)
@@ -652,13 +648,7 @@ def _compiled(
         "given": _given(numbers, number, len(storages)),
     }
     if process is reduce:
-        combined = reductions.COMBINED.get(rule, reductions.added)
-        names |= {
-            "reserve": stack(LANES),
-            "get": storage.reader(("float64",), types.float64),
-            "write": storage.writer(("float64",), types.float64),
-            "combined": _callable(anew(combined, _callable)),
-        }
+        names |= lanes.functions(1, reductions.COMBINED.get(rule, reductions.added), _callable)
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
     what = title(rule, storages)
     totals = 0
@@ -670,11 +660,11 @@ def _compiled(
             kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
         names["stored"] = _callable(kept)
         names["add"] = storage.adder(2, number)
-        names["add_short"] = storage.adder(2, number, number)
+        names["add_short"] = storage.adder(2, number, number, flags=("reassoc",))
         names["ZEROS"] = (0.0, 0.0)
         names["SHORT_ZEROS"] = (np.dtype(arithmetic).type(0),) * 2
     return _working(
-        process, name, what, names, options, storages, columns, scalars, number, scattered, totals
+        process, name, what, names, storages, columns, scalars, number, scattered, totals
     )
 
 
@@ -701,18 +691,16 @@ def _summing(
     names = {
         "rule": _callable(anew(summand, _callable)),
         "read": storage.reader(storages, number),
-        "add": storage.adder(totals, number),
+        "add": lanes.adder(totals, number),
+        "totals_of": lanes.found(totals),
         "clip": _callable(within if clips else whole),
         "given": _given(early, number, len(storages)),
-        "ZEROS": (0.0,) * totals,
+        **lanes.functions(totals, reductions.added, _callable),
     }
     name = described(summand, storages) + storage.variant() + "_clipped" * clips
     columns = len(storages) + (early > 0)
-    options = {"error_model": "numpy", "fastmath": False}
     what = f"sums of {title(summand, storages)}"
-    return _working(
-        sum_up, name, what, names, options, storages, columns, scalars, number, False, totals
-    )
+    return _working(sum_up, name, what, names, storages, columns, scalars, number, False, totals)
 
 
 @Kept
@@ -774,7 +762,7 @@ def _combining(carry: Callable, totals: int, kept: int, scalars: int) -> Callabl
         "carry": _callable(anew(carry, _callable)),
         "totals_of": storage.scalars(totals, types.float64),
         # Without flags: pieces lie closer to each other or farther, and this must not tell in the bits.
-        "add": storage.adder(totals, types.float64, types.float64, ()),
+        "add": storage.adder(totals, types.float64),
         "kept_of": storage.scalars(kept, types.float64),
         "scalars_of": storage.scalars(1 + scalars, types.float64),
         "write_totals": storage.numbers_writer(known, types.float64),
@@ -800,7 +788,6 @@ def _working(
     name: str,
     what: str,
     names: dict[str, Any],
-    options: dict[str, Any],
     storages: tuple[str, ...],
     columns: int,
     scalars: int,
@@ -814,9 +801,7 @@ def _working(
         stored = {"write_numbers": storage.numbers_writer(totals, types.float64), "TOTALS": totals}
         keep = specialised(keep_totals, f"keep_{totals}_totals", stored)
     names = {
-        "process": numba.njit(**options, **INNER)(
-            specialised(process, f"{process.__name__}_{name}", names)
-        ),
+        "process": _callable(specialised(process, f"{process.__name__}_{name}", names)),
         "row_of": storage.row(columns),
         "scalars_of": storage.scalars(scalars, number),
         "keep": _callable(keep),
@@ -824,7 +809,7 @@ def _working(
     }
     coming = coming_chunk if scattered else no_chunk
     name = f"{coming.__name__}_{name}"
-    names["announce_chunk"] = numba.njit(**options, **INNER)(specialised(coming, name, names))
+    names["announce_chunk"] = _callable(specialised(coming, name, names))
     function = specialised(work, f"{process.__name__}_{name}", names)
     signature = types.int64(types.int64, types.boolean)
     return compile_function(function, signature, what=what)

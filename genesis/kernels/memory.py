@@ -69,22 +69,6 @@ def put_float(typing_context, address, value):
     return types.void(types.int64, value), generate
 
 
-def stack(count: int):
-    """A function `()` -> the address of `count` float64 that last until its caller returns."""
-
-    @intrinsic
-    def reserve(typing_context):
-        def generate(context, builder, signature, arguments):
-            with builder.goto_entry_block():
-                place = builder.alloca(_DOUBLE, count)
-            place.align = 64
-            return builder.ptrtoint(place, _I64)
-
-        return types.int64(), generate
-
-    return reserve
-
-
 @intrinsic
 def prefetch(typing_context, address):
     """Ask for the cache line at an address, without waiting for it."""

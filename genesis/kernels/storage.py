@@ -155,12 +155,11 @@ def adder(
     count: int,
     number: types.Float,
     total: types.Float = types.float64,
-    flags: tuple[str, ...] = ("reassoc",),
+    flags: tuple[str, ...] = (),
 ):
     """A function `(totals, values)` -> the sums of `count` totals of a type and numbers of another.
 
-    Sums over a loop gain from additions that may be reordered; their order is fixed once it is compiled,
-    unless that depends on how far apart in memory the numbers turn out to be. `flags` are LLVM's.
+    `flags` are LLVM's, for a sum over a loop whose additions may be reordered.
     """
 
     @intrinsic
