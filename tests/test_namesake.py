@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,8 @@ def test_in_the_folder_above_a_clone_where_nothing_is_installed(clone):
 
 
 def test_whose_the_name_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    library = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('platstdlib')}/lib-dynload"]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *library])
     assert namesake.owners() == []
     install_another(tmp_path)
     importlib.invalidate_caches()  # a folder's time may be the same as before
