@@ -520,7 +520,7 @@ def novograd(
     grad = _descent(grad, maximize)
     square = np.linalg.norm(np.ravel(grad)) ** 2
     if state:
-        square = betas[1] * state["exp_avg_sq"] + (1 - betas[1]) * square
+        square = _moved_to(state["exp_avg_sq"], square, betas[1])
     new = grad / (np.sqrt(square) + eps) + weight_decay * param
     if state:
         new = betas[0] * state["exp_avg"] + (1 - betas[0] if grad_averaging else 1) * new
