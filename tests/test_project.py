@@ -21,7 +21,7 @@ def read(name):
 def test_forks_run_what_ci_runs():
     (here,) = re.findall(r"tox run -e (\S+)", read(".ci/run"))
     (forks,) = re.findall(r"environment: \[(.*)\]", read(".github/workflows/ci.yml"))
-    assert sorted(forks.split(", ")) == sorted(here.split(","))
+    assert {*here.split(",")} <= {*forks.split(", ")}
     (versions,) = re.findall(r"python: \[(.*)\]", read(".github/workflows/ci.yml"))
     claimed = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', read("pyproject.toml"))
     assert re.findall(r"3\.\d+", versions) == claimed

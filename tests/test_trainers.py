@@ -4,7 +4,7 @@ Each run is made with torch's own class, and once more with ours in its place an
 The trainer clips, accumulates, schedules, and saves a checkpoint in the middle; from that the other
 class goes on to the end.
 
-The tests of a trainer need its package, and are skipped without it: `tox run -e trainers` installs all
+The tests of a trainer need its package, and are skipped without it: `tox run -e packages` installs all
 of them, and fails if any test is skipped. Nothing is downloaded.
 """
 
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pytest
 from devices import on_cpu_only
 
-torch = pytest.importorskip("torch", reason="needs torch: tox run -e trainers")
-ours = pytest.importorskip("genesis.torch", reason="needs torch: tox run -e trainers")
+torch = pytest.importorskip("torch", reason="needs torch: tox run -e packages")
+ours = pytest.importorskip("genesis.torch", reason="needs torch: tox run -e packages")
 from rank_trainer import CASES as RANK_CASES  # noqa: E402
 from rank_trainer import MAX_NORM, OPTIONS, network  # noqa: E402, once it is known that torch is there
 
@@ -58,7 +58,7 @@ def _offline_and_on_one_thread():
 def imported(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what others warn as they are imported, nothing is ours
-        return pytest.importorskip(name, reason=f"needs {name.split('.')[0]}: tox run -e trainers")
+        return pytest.importorskip(name, reason=f"needs {name.split('.')[0]}: tox run -e packages")
 
 
 def batches(count):
