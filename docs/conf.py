@@ -99,7 +99,6 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "capture_repr": (),
-    "copyfile_regex": r"style\.py",
 }
 
 # ---- pages ----
@@ -107,6 +106,8 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["genesis.css"]
+html_favicon = "_static/genesis.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options: dict[str, Any] = {
