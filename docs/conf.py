@@ -57,7 +57,9 @@ nitpick_ignore_regex = [
     ("py:obj", "(?s:.*)"),
     # Types in signatures: of the standard library, NumPy and torch, whose pages are elsewhere.
     ("py:class", r"(?!genesis\.).*"),
-    # Bases that have nothing of their own for users.
+    # Bases that have nothing of their own for users, and what only the package itself hands to them.
+    ("py:class", r"genesis\.(checks\.Interval|hyper\.Hyper|formulas\.(formula|recipe)\.\w+)"),
+    ("py:class", r"genesis\.optim\.(hooks\.HookList|state\._Dictlike)"),
     ("py:class", r"genesis\.optim\.lr_scheduler\.(base|composite|cycles|factors|functions)\..*"),
     ("py:class", r"genesis\.optim\.(per_tensor\.PerTensor|wrapper\.Wrapper)"),
     ("py:class", r"genesis\.(sparse\.RowsView|torch\.optimizers\._\w+)"),
