@@ -49,9 +49,12 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
         page
     )
     document.namespace.update(__name__="__main__", cuda_here=_cuda_here())
+    examples = list(document.examples())
+    blocks = re.findall(r"^```(?:python|\{code-cell\} python)$", document.text, re.MULTILINE)
+    assert len(examples) >= len(blocks)
     left_out = set()
     try:
-        for example in document.examples():
+        for example in examples:
             try:
                 example.evaluate()
             except SkipTest as reason:
