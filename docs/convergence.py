@@ -86,6 +86,8 @@ class Recipe(NamedTuple):
     """Takes a `SparseGrad`: here of all rows."""
     full_batch: bool = False
     """Made for gradients of all data: on the digits it gets these, and so fewer of them."""
+    bar_epochs: int | None = None
+    """For how long it is trained by the recipe alone. Default: None, as all others."""
 
 
 RECIPES = {
@@ -105,7 +107,14 @@ RECIPES = {
     "Rprop": Recipe({"lr": 1e-3}, full_batch=True),
     # One iteration a step, so that each can be drawn. That costs an evaluation more than it would.
     "LBFGS": Recipe(
-        {"line_search_fn": "strong_wolfe", "max_iter": 1, "max_eval": 25}, full_batch=True
+        {"line_search_fn": "strong_wolfe", "max_iter": 1, "max_eval": 25},
+        full_batch=True,
+        bar_epochs=60,
+    ),
+    # By default a rank of 128, which leaves nothing to project here.
+    "GaLoreAdamW": Recipe({"rank": 16, "lr": 0.01}),
+    "Shampoo": Recipe(
+        {"lr": 1e-3, "betas": (0.9, 0.999), "grafting": "adam", "precondition_frequency": 10}
     ),
 }
 
@@ -398,7 +407,8 @@ def search_digits(name: str) -> dict[str, Any]:
 
 def bar(name: str) -> list[float]:
     """Test accuracies by the recipe itself, for five seeds, trained on all images that are for it."""
-    runs = [train(name, 1.0, seed, BAR_EPOCHS, validate=False) for seed in BAR_SEEDS]
+    epochs = RECIPES.get(name, Recipe()).bar_epochs or BAR_EPOCHS
+    runs = [train(name, 1.0, seed, epochs, validate=False) for seed in BAR_SEEDS]
     return [short(run.accuracy) for run in runs]
 
 
@@ -721,6 +731,8 @@ def told(name: str) -> str:
         words.append("biases: " + " ".join(f"`{k}={v!r}`" for k, v in recipe.vectors.items()))
     if recipe.full_batch:
         words.append("all images at once")
+    if recipe.bar_epochs:
+        words.append(f"{recipe.bar_epochs} epochs")
     if recipe.sparse:
         words.append("gradients as rows")
     return ", ".join(words) or "defaults"

@@ -22,6 +22,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--site", action="store_true", help="also build the site and look at it")
     parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
     parser.addoption("--long", type=float, help="minutes of random sequences (test_stateful.py)")
     parser.addoption("--interrupts", type=int, help="how many alarms (test_interrupts.py)")
@@ -33,6 +34,10 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    if not config.getoption("--site"):
+        for item in items:
+            if "site" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="builds the site: run with --site"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,6 @@
 """The optimizers of torch.optim: what they refuse, state that moves to torch and back, the guide."""
 
 import inspect
-import re
 import runpy
 from functools import partial
 from pathlib import Path
@@ -683,25 +682,6 @@ def test_groups_by_name_refuse_what_has_none():
 
 
 # ---- the guide ----
-
-
-def test_the_guides_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    names = {}
-    for block in blocks:
-        exec(block, names)
-    assert names["norm"] > 0
-    assert names["saved"].keys() == {"model", "optimizer", "schedule", "random"}
-
-
-def test_the_guide_to_trees_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = PAGE.with_name("trees.md").read_text()
-    names = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        exec(block, names)
-    assert names["saved"].keys() == {"params", "optimizer"}
 
 
 def test_the_guides_table_is_up_to_date():

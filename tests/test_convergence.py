@@ -84,8 +84,7 @@ def test_recipes_are_of_optimizers_that_there_are():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_those_of_the_script(name):
-    if name not in FOUND:
-        pytest.skip(f"no results of {name} yet: run python docs/convergence.py")
+    assert name in FOUND, "run python docs/convergence.py"
     assert FOUND[name]["setup"] == script.setup(name), "run python docs/convergence.py"
 
 

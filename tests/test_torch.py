@@ -10,12 +10,10 @@ import inspect
 import io
 import logging
 import pickle
-import re
 import subprocess
 import sys
 import threading
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -967,18 +965,6 @@ def test_own_rule_refuses_what_it_cannot_reach_and_impossible_settings():
     with pytest.raises(TypeError, match=r"genesis\.rule"):
         ours.of(torch.optim.Adam)
     assert ours.of(genesis.optim.Adam) is ours.Adam
-
-
-def test_the_guides_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "under_torch.md").read_text()
-    names = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        # A rule's source is read, so it has to be in a file.
-        file = tmp_path / f"block_{len(names)}.py"
-        file.write_text(block)
-        exec(compile(block, str(file), "exec"), names)
-    assert names["optimizer"].fast.genesis == 4
 
 
 # ---- what has to be there ----
