@@ -113,6 +113,7 @@ RECIPES = {
     ),
     # By default a rank of 128, which leaves nothing to project here.
     "GaLoreAdamW": Recipe({"rank": 16, "lr": 0.01}),
+    "DAdaptAdam": Recipe({"lr": 0.5}),
     "Shampoo": Recipe(
         {"lr": 1e-3, "betas": (0.9, 0.999), "grafting": "adam", "precondition_frequency": 10}
     ),

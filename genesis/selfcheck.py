@@ -139,8 +139,9 @@ class _Formula:
 
 
 def _host(entries: dict[str, Any], name: str, otherwise: Any) -> Any:
-    """A state buffer on the host; one that these settings do not need is as the formula left it."""
-    return buffers.host_copy(entries[name]) if name in entries else otherwise
+    """A state buffer on the host, or a number; one that is not needed is as the formula left it."""
+    found = entries.get(name, otherwise)
+    return buffers.host_copy(found) if buffers.is_array(found) else found
 
 
 def table(checks: Sequence[Check]) -> str:

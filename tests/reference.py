@@ -28,11 +28,18 @@ def sgd(
 
 
 def _masked(update, grad, cautious):
-    """An update without its elements that disagree with the gradient, and the others in their place."""
+    """An update without its elements that disagree with the gradient, and the others in their place.
+
+    NaN agrees with nothing and stays all the same.
+    """
     if not cautious:
         return update
     agrees = np.sign(update) * np.sign(grad) == 1
-    return np.where(agrees, update, 0) * agrees.size / (np.count_nonzero(agrees) + 1)
+    return (
+        np.where(agrees | ~np.isfinite(update), update, 0)
+        * agrees.size
+        / (np.count_nonzero(agrees) + 1)
+    )
 
 
 def _shrinking(param, update, cautious):

@@ -1,6 +1,7 @@
 """The optimizers of torch.optim: what they refuse, state that moves to torch and back, the guide."""
 
 import inspect
+import re
 import runpy
 from functools import partial
 from pathlib import Path

@@ -163,10 +163,9 @@ class GaLoreAdamW(OwnShapes):
             if "projector" in self._shapes(each.group, each.parameter):
                 calls += self._projected(each, scale, clip_value, launches)
                 continue
-            settings = {**each.group, "amsgrad": False}
             columns = [each.gradient, each.parameter._view]
             columns += [buffers.view(each.state[name]) for name in self._always]
-            launches.add(_adamw(settings, each.state["step"]), scale, columns, clip_value)
+            launches.add(_adamw(each.group, each.state["step"]), scale, columns, clip_value)
         return [*launches.actions(), *calls]
 
     def _projected(
@@ -191,7 +190,7 @@ class GaLoreAdamW(OwnShapes):
         # AdamW from zero, with a learning rate of 1, gives the update itself.
         moments = [state[name].view(np.ndarray).astype(number, order="C") for name in self._always]
         update = np.zeros(small.shape, number)
-        settings = {**group, "lr": 1.0, "weight_decay": 0.0, "amsgrad": False}
+        settings = {**group, "lr": 1.0, "weight_decay": 0.0}
         alone = _Launches()
         alone.add(_adamw(settings, state["step"]), scale, [small, update, *moments], None)
         alone.run()
@@ -223,8 +222,10 @@ def singular_vectors(
     return np.where(along < 0, -found, found)
 
 
-def _adamw(settings: dict[str, Any], step: int) -> tuple[Any, tuple[float, ...]]:
-    """The rule of AdamW and its scalars."""
+def _adamw(group: dict[str, Any], step: int) -> tuple[Any, tuple[float, ...]]:
+    """The rule of AdamW and its scalars; what a group does not say is AdamW's default."""
+    hypers = AdamW._recipe.hypers
+    settings = {name: group.get(name, declared.default) for name, declared in hypers.items()}
     written = AdamW._recipe.written_for(settings)
     return written.rule, tuple(written.scalars(settings, step, None, step == 1))
 

@@ -422,9 +422,11 @@ class Optimizer:
                 )
             owner.update(zip(saved["params"], self._as_saved(i, group, saved.get("param_names"))))
             functions = {name: group[name] for name in hyper.scheduled(self._hypers, group)}
-            loaded = {**optional, **saved, **functions, "params": group["params"]}
+            found = {**optional, **saved, **functions, "params": group["params"]}
             if "param_names" in group:
-                loaded["param_names"] = group["param_names"]
+                found["param_names"] = group["param_names"]
+            # In the group's own order, so that a resumed run saves the same bytes.
+            loaded = {name: found.pop(name) for name in group if name in found} | found
             self._check_group(loaded)
             groups.append(Group(type(self), loaded))
         return groups, owner

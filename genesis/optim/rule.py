@@ -124,7 +124,7 @@ def _ruled(
     formula = Formula(function, "rule", ("param", "grad"))
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
     # The package's own formulas are known to be right, and there are many of them to import.
-    tried = not formula.module.startswith(f"{__package__}.")
+    tried = not str(formula.module).startswith(f"{__package__}.")
     recipe = Recipe(formula.name, [part], formula.file, formula.line, tried=tried)
     if not (isinstance(base, type) and issubclass(base, RuleOptimizer)) or hasattr(base, "_recipe"):
         formula.refuse(
