@@ -293,8 +293,8 @@ def mars(
     corrected = grad + gamma * (betas[0] / (1 - betas[0])) * change
     corrected = corrected / max(1.0, np.linalg.norm(np.ravel(corrected)))
     param = param - lr * weight_decay * param
-    param, new = _adam(param, corrected, state, step, lr, betas, eps, False)
-    return param, {**new, "last_grad": grad}
+    update, new = _adam(corrected, state, step, lr, betas, eps, False)
+    return param - update, {**new, "last_grad": grad}
 
 
 def lamb(

@@ -771,7 +771,7 @@ def test_a_learning_rate_with_a_range_of_its_own_is_checked_in_groups():
 
 def test_constructor_and_documentation_follow():
     names = list(inspect.signature(Declared).parameters)
-    options = ["maximize", "master_weights", "state_dtype", "stochastic_rounding", "ema_decay"]
+    options = ["maximize", *genesis.optim.options.HYPERS]
     declared = ["lr", "gammas", "cap", "eps", "beta", "shift", "weights", "on"]
     assert names == ["params", *declared, *options]
     doc = inspect.getdoc(Declared)

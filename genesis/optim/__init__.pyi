@@ -146,6 +146,8 @@ class LDoG(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class MARS(RuleOptimizer):
@@ -407,6 +409,8 @@ class DAdaptAdam(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class DoG(RuleOptimizer):
@@ -424,6 +428,8 @@ class DoG(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class LaProp(RuleOptimizer):
@@ -506,6 +512,8 @@ class NovoGrad(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class Prodigy(RuleOptimizer):
@@ -529,6 +537,8 @@ class Prodigy(RuleOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         ema_decay: float | None = None,
+        skip_nonfinite: bool = False,
+        measure_updates: bool = False,
     ) -> None: ...
 
 class RAdam(RuleOptimizer):
