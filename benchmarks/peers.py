@@ -23,6 +23,7 @@ import genesis
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from cases import CASES, Case
+from packages import PEERS as PEERS_IN_PACKAGES
 from reference import REFERENCES
 
 Shapes = Sequence[tuple[int, ...]]
@@ -179,8 +180,7 @@ class Torch(Trainer):
     def __init__(self, case: Case, shapes: Shapes, path: str, dtype: str = "float32"):
         self._torch = torch = module("torch")
         torch.set_num_threads(genesis.get_num_threads())
-        if case.peer != "torch" or not hasattr(torch.optim, case.name):
-            raise Missing(f"torch has no {case.name}")
+        self._check(case)
         self._shapes = shapes
         self._dtype = getattr(torch, dtype)
         self._foreach = path != "for-loop"
@@ -191,6 +191,11 @@ class Torch(Trainer):
             param.grad = grad
         self._source: list[Any] = []
         self._scaler: Any = None
+
+    def _check(self, case: Case) -> None:
+        """Raise `Missing` unless there is such an optimizer."""
+        if case.peer != "torch" or not hasattr(self._torch.optim, case.name):
+            raise Missing(f"torch has no {case.name}")
 
     def _make(self, case: Case, path: str) -> Any:
         options = {
@@ -276,6 +281,22 @@ class UnderTorch(Torch):
             *([state[name] for state in states] for name in names),
         ]
         return [[tensor.detach().numpy() for tensor in column] for column in columns]
+
+
+class Package(Torch):
+    """The package from which people take an optimizer that torch has not, on torch's tensors."""
+
+    def __init__(self, case: Case, shapes: Shapes):
+        super().__init__(case, shapes, "for-loop")
+
+    def _check(self, case: Case) -> None:
+        if case.peer in ("torch", None):
+            raise Missing(f"{case.name} is not taken from a package")
+        module(str(case.peer))
+
+    def _make(self, case: Case, path: str) -> Any:
+        peer = PEERS_IN_PACKAGES[case.name]
+        return peer.make(self.params, {**case.hyper, **peer.apart})
 
 
 _OPTAX: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
@@ -410,6 +431,7 @@ PEERS: dict[str, Callable[[Case, Shapes], Trainer]] = {
     "torch fused": lambda case, shapes: Torch(case, shapes, "fused"),
     "torch foreach": lambda case, shapes: Torch(case, shapes, "foreach"),
     "torch for-loop": lambda case, shapes: Torch(case, shapes, "for-loop"),
+    "package": Package,
     "optax": Optax,
     "NumPy": PlainNumpy,
 }

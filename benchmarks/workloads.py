@@ -35,7 +35,9 @@ HERE = Path(__file__).parent
 
 PRANGE, TABLE = "roofline (prange)", "roofline (table)"
 ROOFLINES = (PRANGE, TABLE)
-ALL = ("genesis", *peers.PEERS)
+ALL = ("genesis", *(name for name in peers.PEERS if name != "package"))
+BEYOND_TORCH = ("genesis", "package", "NumPy")
+"""Who has optimizers that torch has not."""
 PASSES = {
     "step": ("step",),
     "clip": ("norm", "scale"),
@@ -317,7 +319,7 @@ def _catalogue() -> list[Workload]:
     """Every elementwise optimizer of the table at ResNet-50's shapes."""
     found = []
     for name, case in peers.first_cases().items():
-        names = (*ALL, *ROOFLINES)
+        names = (*(ALL if case.peer == "torch" else BEYOND_TORCH), *ROOFLINES)
         workload = _of_model(
             f"step/{name}", f"{name} step", "step", case, "resnet50", names, seconds=8.0
         )
