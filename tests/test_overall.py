@@ -354,6 +354,7 @@ def test_what_is_refused():
 
 @on_cpu_only
 def test_torch_has_none_of_it_yet():
+    pytest.importorskip("torch")
     ours = pytest.importorskip("genesis.torch")
     with pytest.raises(TypeError, match="Both has numbers of a tensor, or of all, in its state"):
         ours.of(Both)
