@@ -427,8 +427,8 @@ def test_vectors_are_used_where_all_columns_are_aligned(monkeypatch):
     vectors, singles = [], []
     update_lanes, write = simulated.lane_updater, simulated.writer
 
-    def lane_updater(rule, dtypes, number, space=1):
-        update = update_lanes(rule, dtypes, number, space)
+    def lane_updater(rule, dtypes, number, space=1, measures=False):
+        update = update_lanes(rule, dtypes, number, space, measures)
         return lambda tensors, i, *others: (vectors.append(int(i)), update(tensors, i, *others))
 
     def writer(dtypes, number, space=1):

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import CASES, SHAPES, SPECIAL, TWO, WRAPPERS, Case
-from devices import SIMULATED, on_device, on_host, parameter
+from devices import SIMULATED, on_cpu_only, on_device, on_host, parameter
 from reference import REFERENCES, Reference
 
 import genesis
 from genesis.buffers import FLOAT_TYPES
 
 STEPS = 25 if SIMULATED else 50
+# Of one step in float32. A thread of a GPU adds up numbers that on the CPU stand in lanes of their own.
+ROUNDING = 2e-6 if SIMULATED else 1e-6
 
 
 def gradients(rng, step, shapes=SHAPES):
@@ -154,8 +156,8 @@ def float32_excess(case, rng, steps=20, **changed):
     """How far one float32 step is off, as a multiple of what is allowed.
 
     Each step starts from genesis's own parameter and state, so that errors do not pile up. Allowed
-    is 1e-6 of the largest update, and four roundings of the parameter: NAdam shrinks it by a rounded
-    factor, then moves it twice. Of state it is 1e-6 of the largest element.
+    is `ROUNDING` of the largest update, and four roundings of the parameter: NAdam shrinks it by a
+    rounded factor, then moves it twice. Of state it is `ROUNDING` of the largest element.
     """
     param = parameter(rng.standard_normal(64).astype(np.float32))
     opt = case.make([param])
@@ -171,9 +173,9 @@ def float32_excess(case, rng, steps=20, **changed):
             before, grad.astype(np.float64), state, step, **{**case.hyper, **changed}
         )
         rounding = np.spacing(np.abs(expected).astype(np.float32))
-        allowed = 1e-6 * np.max(np.abs(expected - before)) + 2 * rounding
+        allowed = ROUNDING * np.max(np.abs(expected - before)) + 2 * rounding
         worst = max(worst, largest(np.abs(param.numpy() - expected) / allowed))
-        worst = max(worst, state_error(kept(opt.state[param]), state) / 1e-6)
+        worst = max(worst, state_error(kept(opt.state[param]), state) / ROUNDING)
     return worst
 
 
@@ -182,6 +184,7 @@ def test_one_float32_step_is_right_to_rounding(case, rng):
     assert float32_excess(case, rng) <= 1
 
 
+@on_cpu_only  # what is shown is that the test above can fail
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_float32_tolerance_sees_a_changed_coefficient(case, rng):
     for name, changed in changes(case.hyper, 1.01):
@@ -190,6 +193,7 @@ def test_the_float32_tolerance_sees_a_changed_coefficient(case, rng):
             assert float32_excess(case, same, **changed) > 2, name
 
 
+@on_cpu_only
 def test_float64_tolerance_sees_a_changed_coefficient(rng):
     for case in CASES:
         for name, changed in changes(case.hyper, 1 + 1e-7):

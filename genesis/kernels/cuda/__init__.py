@@ -62,9 +62,18 @@ class DeviceTable:
         with self.device:
             return cuda.to_device(host, stream=self.stream)
 
-    def launcher(self, kernel: tuple[Any, Any], *others: Any) -> Callable[[tuple], object]:
-        """A function that launches a kernel on the table and other arrays, with given numbers."""
-        blocks = min(len(self.table.chunks), launching.blocks())
+    def launcher(
+        self, kernel: tuple[Any, Any], *others: Any, by_row: bool = False
+    ) -> Callable[[tuple], object]:
+        """A function that launches a kernel on the table and other arrays, with given numbers.
+
+        A block works on a chunk at a time, or `by_row` each of its threads on a row, empty ones too.
+        """
+        if by_row:
+            work = -(-len(self.table.sizes) // templates.THREADS)
+        else:
+            work = len(self.table.chunks)
+        blocks = min(work, launching.blocks())
         if not blocks:  # nothing but empty tensors
             return lambda numbers: None
         arrays = self._addresses, self._chunks, *others
@@ -176,13 +185,13 @@ class Summed:
         kernel = launching.compiled(
             sums.finish, templates.finish_template_of, storages, count, shape
         )
-        self._finish = mirror.launcher(kernel, *arrays)
+        self._finish = mirror.launcher(kernel, *arrays, by_row=True)
         self._begin = None
         if sums.begin is not None:
             kernel = launching.compiled(
                 sums.begin, templates.begin_template_of, storages, count, shape
             )
-            self._begin = mirror.launcher(kernel, *arrays)
+            self._begin = mirror.launcher(kernel, *arrays, by_row=True)
 
     steady = True
 
