@@ -1,6 +1,6 @@
 """Run the benchmarks and write what they show: `python benchmarks/report.py [--quick]`.
 
-Writes `benchmarks/results/<machine>.json`, `.md` and `.png`; `--readme` copies the tables into
+Writes `benchmarks/results/<machine>.json`, `.md` and `.png`; `--readme` puts a few headline figures into
 README.md, between its marker comments.
 """
 
@@ -53,6 +53,15 @@ PANELS = (
     "clip+step+zero/AdamW/resnet50",
     "step/AdamW/tiny1000",
     "clip+step+zero/AdamW/tiny1000",
+)
+HEADLINES = (
+    "size/1x1",
+    "clip+step+zero/AdamW/mlp",
+    "fresh/AdamW/tiny1000",
+    "step/SGD-momentum/resnet50",
+    "step/AdamW/resnet50",
+    "clip+step+zero/AdamW/resnet50",
+    "step/NAdam/resnet50",
 )
 
 
@@ -141,19 +150,24 @@ def _cell(result: Result, name: str) -> str:
     return text
 
 
-def _speed_tables(results: Sequence[Result]) -> list[str]:
-    """A table of those workloads in which peers compete, and lists of the others."""
-    peers = list(COLOURS)
-    shared = [r for r in results if r.samples and set(r.samples) & set(peers[1:])]
-    shared = [r for r in shared if set(r.workload.contenders) <= {*peers, *ROOFLINES}]
+def _peers_table(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
+    """A row for each workload, a column for each peer."""
     rows = []
-    for result in shared:
+    for result in results:
         fraction = "" if result.fraction is None else f"{result.fraction:.2f}"
         if result.drift > DRIFT:
             fraction += f" (drifted {result.drift:.0%})"
         cells = [_cell(result, name) for name in peers]
         rows.append([result.workload.title, *cells, fraction])
-    lines = _table(["work", *peers, "of the roofline"], rows) if rows else []
+    return _table(["work", *peers, "of the roofline"], rows) if rows else []
+
+
+def _speed_tables(results: Sequence[Result]) -> list[str]:
+    """A table of those workloads in which peers compete, and lists of the others."""
+    peers = list(COLOURS)
+    shared = [r for r in results if r.samples and set(r.samples) & set(peers[1:])]
+    shared = [r for r in shared if set(r.workload.contenders) <= {*peers, *ROOFLINES}]
+    lines = _peers_table(shared, peers)
     others = [r for r in results if r.samples and r not in shared]
     if others:
         rows = [
@@ -219,6 +233,23 @@ def markdown(
             "",
             f"The roofline drifted by more than {DRIFT:.0%} during: {'; '.join(drifted)}.",
         ]
+    return "\n".join(lines) + "\n"
+
+
+def headlines(results: Sequence[Result], about: Mapping[str, Any], path: Path) -> str:
+    """What the README shows: few workloads, and where the others are."""
+    peers = [name for name in COLOURS if name != "torch for-loop"]
+    shown = [r for r in results if r.workload.name in HEADLINES and r.samples]
+    where = Path(os.path.relpath(path, README.parent)).with_suffix("").as_posix()
+    lines = [
+        f"![time of each contender]({where}.png)",
+        "",
+        *_peers_table(shown, peers),
+        "",
+        f"{about['processor']}, {about['threads']} threads, {about['time']}: medians, half the "
+        "interquartile range, and how many times genesis' time that is; the roofline moves the same "
+        f"bytes and computes next to nothing. [All workloads, versions and bars]({where}.md).",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -356,7 +387,7 @@ def run(
 def write(
     results: Sequence[Result], about: Mapping[str, Any], name: str, arguments: str = ""
 ) -> tuple[Path, str]:
-    """Write JSON, Markdown and PNG; returns the Markdown's path and its part for the README."""
+    """Write JSON, Markdown and PNG; returns the Markdown's path and the part for the README."""
     RESULTS.mkdir(exist_ok=True)
     by_name = {result.workload.name: result for result in results}
     verdicts = bars.judge(by_name)
@@ -383,7 +414,7 @@ def write(
     path = RESULTS / f"{name}.md"
     body = markdown(results, about, picture.name, arguments)
     path.write_text(f"# {name}\n\n{body}{appendix(results, verdicts)}")
-    return path, body.replace(f"]({picture.name})", f"](benchmarks/results/{picture.name})")
+    return path, headlines(results, about, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -400,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="only name the workloads")
     parser.add_argument("--name", help="name of the results' files (default: the machine)")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--readme", action="store_true", help="put headline figures into README.md")
     given = parser.parse_args(arguments)
     names = chosen(given.workloads, given.quick)
     if not names:
@@ -417,9 +448,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = run(names, share, left_out)
     words = [shlex.quote(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     name = given.name or machine_name(about)
-    path, body = write(results, about, name, "".join(f" {word}" for word in words))
+    path, shown = write(results, about, name, "".join(f" {word}" for word in words))
     if given.readme:
-        README.write_text(fill_readme(README.read_text(), body))
+        README.write_text(fill_readme(README.read_text(), shown))
     print(path.read_text())
     return int(any(result.failed for result in results))
 

@@ -171,10 +171,13 @@ def test_a_small_workload_from_end_to_end(suite, tmp_path, monkeypatch):
     left_out = ("torch foreach", "roofline (prange)", "optax")
     results = suite.report.run(["size/1x1"], 0.02, left_out, bar=False)
     about = suite.report.machine()
-    path, body = suite.report.write(results, about, "here", " --quick")
-    assert "one tensor of 1" in body
-    assert "(benchmarks/results/here.png)" in body
+    monkeypatch.setattr(suite.report, "README", tmp_path.parent / "README.md")
+    path, shown = suite.report.write(results, about, "here", " --quick")
+    assert "one tensor of 1" in shown
+    assert f"({tmp_path.name}/here.md)" in shown
+    assert f"({tmp_path.name}/here.png)" in shown
     text = path.read_text()
+    assert "(here.png)" in text
     assert "a step with one tensor" in text
     assert "roofline (prange): left out, to save time" in text
     record = json.loads((tmp_path / "here.json").read_text())
@@ -234,6 +237,10 @@ def test_every_bar_needs_a_workload_that_exists(suite):
     }
     unmeasured = [v.bar.claim for v in suite.bars.judge(everything) if v.figure is None]
     assert unmeasured == []
+
+
+def test_headlines_are_of_workloads_that_exist(suite):
+    assert {*suite.report.HEADLINES} <= {*suite.workloads.WORKLOADS}
 
 
 def test_readme_is_filled_between_its_markers(suite):

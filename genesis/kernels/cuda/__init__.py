@@ -69,11 +69,8 @@ class DeviceTable:
 
         A block works on a chunk at a time, or `by_row` each of its threads on a row, empty ones too.
         """
-        if by_row:
-            work = -(-len(self.table.sizes) // templates.THREADS)
-        else:
-            work = len(self.table.chunks)
-        blocks = min(work, launching.blocks())
+        chunks, rows = len(self.table.chunks), len(self.table.sizes)
+        blocks = min(-(-rows // templates.THREADS) if by_row else chunks, launching.blocks())
         if not blocks:  # nothing but empty tensors
             return lambda numbers: None
         arrays = self._addresses, self._chunks, *others
