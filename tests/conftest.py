@@ -3,7 +3,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from devices import SIMULATED, WITHOUT_NUMBA_CUDA
+from devices import SIMULATED, WITHOUT_NUMBA_CUDA, on_cpu_only
 
 import genesis
 from genesis.kernels import cpu, threads
@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "site" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="builds the site: run with --site"))
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):  # with arrays of NumPy
+            item.add_marker(on_cpu_only)
 
 
 @pytest.hookimpl(tryfirst=True)

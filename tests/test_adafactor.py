@@ -5,12 +5,15 @@ import math
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 
 import genesis
 from genesis import buffers
 from genesis.buffers import BFLOAT16
 from genesis.kernels import threads
 from genesis.optim import Adafactor
+
+pytestmark = on_cpu_only
 
 SHAPES = [(10, 5), (10,), (), (3, 4, 2), (2, 3, 4, 5), (1, 7), (0,), (3, 0)]
 VARIANTS = [

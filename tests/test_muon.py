@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from devices import on_cpu_only
 
 import genesis
 from genesis.buffers import BFLOAT16
 from genesis.optim import Muon
 from genesis.optim.muon import orthogonalized
+
+pytestmark = on_cpu_only
 
 SHAPES = [(10, 5), (5, 10), (7, 7), (1, 4), (64, 33)]
 VARIANTS = [

@@ -21,11 +21,17 @@ pytestmark = [
     ),
 ]
 
-KINDS = {
+FEATURES = {
     "x86-64": "+sse2",
     "haswell": "+sse4.2,+avx,+avx2,+fma,+f16c",
 }
 """What Numba is told of processors other than this one, by their names."""
+
+CASES = {
+    "x86-64": ONE_EACH,
+    "haswell": [case for case in ONE_EACH if case.name in ("AdamW", "LAMB", "NovoGrad", "Prodigy")],
+}
+"""What is compared. Sums could differ by the width of vectors, and of these there are few kinds."""
 
 
 def digest(arrays):
@@ -61,28 +67,28 @@ def norms(dtype):
     return [float(found([param.grad for param in params], order)).hex() for order in (1.0, 2.0)]
 
 
-def everything():
+def everything(kind):
     """What must be equal, line by line."""
     for dtype in (np.float64, np.float32, np.float16, BFLOAT16):
         yield " ".join(("norms", np.dtype(dtype).name, *norms(dtype)))
-    for case in ONE_EACH:
+    for case in CASES[kind]:
         yield f"{case.id} {trajectory(case)}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEATURES)
 def test_steps_and_norms_are_bit_identical_on_every_processor(kind):
     there = subprocess.Popen(
-        [sys.executable, __file__],
-        env={**os.environ, "NUMBA_CPU_NAME": kind, "NUMBA_CPU_FEATURES": KINDS[kind]},
+        [sys.executable, __file__, kind],
+        env={**os.environ, "NUMBA_CPU_NAME": kind, "NUMBA_CPU_FEATURES": FEATURES[kind]},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    here = list(everything())
+    here = list(everything(kind))
     found, error = there.communicate()
     assert there.returncode == 0, error
     assert found.splitlines() == here
 
 
 if __name__ == "__main__":
-    print(*everything(), sep="\n")
+    print(*everything(sys.argv[1]), sep="\n")
