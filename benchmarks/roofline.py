@@ -53,6 +53,16 @@ def _four(g, p, a, b, c):
         p[i] += a[i] + b[i] + c[i]
 
 
+@numba.njit(**_OPTIONS)
+def _five(g, p, a, b, c, d):
+    for i in numba.prange(len(g)):
+        a[i] += g[i]
+        b[i] += g[i]
+        c[i] += g[i]
+        d[i] += g[i]
+        p[i] += a[i] + b[i] + c[i] + d[i]
+
+
 @numba.njit(**{**_OPTIONS, "fastmath": {"reassoc", "contract"}})
 def _norm(g):
     total = np.float32(0)
@@ -73,7 +83,7 @@ def _zero(g):
         g[i] = 0
 
 
-_STEPS = [_one, _two, _three, _four]
+_STEPS = [_one, _two, _three, _four, _five]
 _PASSES = {"norm": _norm, "scale": _scale, "zero": _zero}
 
 
@@ -84,7 +94,7 @@ def prange(
 
     Args:
         elements: the number of parameters.
-        state_buffers: how many state buffers the rule keeps for each, 0 to 3.
+        state_buffers: how many state buffers the rule keeps for each, 0 to 4.
         passes: which passes over memory the work takes: "step", and over gradients "norm" (read),
             "scale" (read and write) and "zero" (write).
     """
@@ -128,14 +138,20 @@ def _unchanged_3(param, grad, state, hyper):
     return param * one + grad * zero, (a * one, b * one, c * one)
 
 
-_RULES = [_unchanged_0, _unchanged_1, _unchanged_2, _unchanged_3]
+def _unchanged_4(param, grad, state, hyper):
+    a, b, c, d = state
+    one, zero = hyper
+    return param * one + grad * zero, (a * one, b * one, c * one, d * one)
+
+
+_RULES = [_unchanged_0, _unchanged_1, _unchanged_2, _unchanged_3, _unchanged_4]
 
 
 def table(columns: Sequence[Sequence[np.ndarray]]) -> Callable[[], object]:
     """A function that moves the streams of a rule, on the rule's own arrays, which stay as they are.
 
     Args:
-        columns: gradients, parameters, and each of up to 3 state buffers.
+        columns: gradients, parameters, and each of up to 4 state buffers.
     """
     launch = kernels.prepare(_RULES[len(columns) - 2], columns, 2)
     launch.set_scalars(1.0, (1.0, 0.0))

@@ -16,7 +16,6 @@ import gpu_check
 
 import genesis
 
-
 # One of each kind of update; tests/test_cuda.py has them all.
 KINDS = [case for case in ONE_EACH if case.name in ("AdamW", "LAMB", "Prodigy", "ScheduleFreeSGD")]
 
