@@ -61,7 +61,10 @@ nitpick_ignore_regex = [
     ("py:class", r"genesis\.(checks\.Interval|hyper\.Hyper|formulas\.(formula|recipe)\.\w+)"),
     ("py:class", r"genesis\.optim\.(hooks\.HookList|state\._Dictlike)"),
     ("py:class", r"genesis\.optim\.lr_scheduler\.(base|composite|cycles|factors|functions)\..*"),
-    ("py:class", r"genesis\.optim\.(per_tensor\.PerTensor|wrapper\.Wrapper)"),
+    (
+        "py:class",
+        r"genesis\.optim\.(per_tensor\.PerTensor|own_shapes\.OwnShapes|preconditioned\.\w+|wrapper\.Wrapper)",
+    ),
     ("py:class", r"genesis\.(sparse\.RowsView|torch\.optimizers\._\w+)"),
 ]
 suppress_warnings = ["config.cache"]  # sort keys and the like are no values that could be kept

@@ -6,7 +6,8 @@ import dis
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -68,45 +69,84 @@ def _taking_signals(code: Any) -> frozenset[int]:
     )
 
 
+@lru_cache(maxsize=None)
+def _beginnings(code: Any) -> frozenset[int]:
+    """Where in a function's code a frame begins, or goes on after a `yield`."""
+    resumed = (i.offset for i in dis.get_instructions(code) if i.opname == "RESUME")
+    return frozenset((0, *resumed))
+
+
 class Moments:
     """Raises an exception at the n-th moment at which Python could have run a signal handler.
 
-    That is after calls, at jumps and at the beginning of functions, in the code of genesis.
+    That is after calls, at jumps and at the beginning of functions, in the code of genesis. Instructions
+    are watched by `sys.monitoring` where there is one: `sys.settrace` there passes over most of them.
     """
 
     def __init__(self, n: int | None = None):
         self.count = 0
         self._n = n
+        self._took: dict[
+            int, bool
+        ] = {}  # by the identity of a frame, which the next one may inherit
 
-    def _trace(self, frame: Any, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        takes, after = _taking_signals(frame.f_code), False
-
-        def at_opcode(frame: Any, event: str, _: Any) -> Any:
-            nonlocal after
-            if event == "opcode":
-                if after:
-                    self.count += 1
-                    if self.count == self._n:
-                        raise AlarmError
-                after = frame.f_lasti in takes
-            return at_opcode
-
-        return at_opcode
+    def _before(self, frame: Any, offset: int) -> None:
+        """An instruction is about to run; perhaps it never will."""
+        took = self._took.get(id(frame), False) and offset not in _beginnings(frame.f_code)
+        self._took[id(frame)] = offset in _taking_signals(frame.f_code)
+        if took:
+            self.count += 1
+            if self.count == self._n:
+                raise AlarmError
 
     def attack(self, action: Callable[[], Any]) -> BaseException | None:
         """Call `action()`; what ended it, or None."""
+        watching = self._monitored if hasattr(sys, "monitoring") else self._traced
+        with watching():
+            try:
+                action()
+                return None
+            except BaseException as ended:
+                return ended
+
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
+        def at_call(frame: Any, event: str, _: Any) -> Any:
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            return at_opcode
+
+        def at_opcode(frame: Any, event: str, _: Any) -> Any:
+            if event == "opcode":
+                self._before(frame, frame.f_lasti)
+            return at_opcode
+
         before = sys.gettrace()
-        sys.settrace(self._trace)
+        sys.settrace(at_call)
         try:
-            action()
-            return None
-        except BaseException as ended:
-            return ended
+            yield
         finally:
             sys.settrace(before)
+
+    @contextmanager
+    def _monitored(self) -> Iterator[None]:
+        monitoring = sys.monitoring
+        tool, event = monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION
+
+        def at_instruction(code: Any, offset: int) -> Any:
+            if not code.co_filename.startswith(PACKAGE):
+                return monitoring.DISABLE
+            self._before(sys._getframe(1), offset)
+
+        monitoring.use_tool_id(tool, "moments")
+        monitoring.register_callback(tool, event, at_instruction)
+        monitoring.set_events(tool, event)
+        try:
+            yield
+        finally:
+            monitoring.set_events(tool, 0)
+            monitoring.free_tool_id(tool)
 
 
 def everything(optimizer: genesis.optim.Optimizer) -> dict[str, Any]:

@@ -43,11 +43,11 @@ __all__ = [
 P = ParamSpec("P")
 
 _COMMON = """
-    Returns:
-        A `Schedule`: the function of the step.
+Returns:
+    A `Schedule`: the function of the step.
 
-    Raises:
-        TypeError, ValueError: an argument is of another kind, or out of its range.
+Raises:
+    TypeError, ValueError: an argument is of another kind, or out of its range.
 """
 
 
@@ -148,7 +148,8 @@ def _schedule(**checks: Callable[[str, Any], Any]) -> Callable:
             return Schedule(formula, make, given)
 
         make.__signature__ = signature  # type: ignore[attr-defined]
-        make.__doc__ = (formula.__doc__ or "").replace("\n    Example:", f"{_COMMON}\n    Example:")
+        text = inspect.cleandoc(formula.__doc__ or "")
+        make.__doc__ = text.replace("\nExample:", f"{_COMMON}\nExample:")
         return make
 
     return decorate

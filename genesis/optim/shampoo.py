@@ -104,14 +104,15 @@ class Shampoo(Preconditioned):
     Example:
         >>> import numpy as np, genesis
         >>> x = np.array([[1.0, -2.0], [0.5, 4.0]])
+        >>> scales = np.array([[1.0, 4.0], [2.0, 0.5]])
         >>> p = genesis.Parameter(x)
         >>> opt = genesis.optim.Shampoo([p], lr=0.1, betas=(0.9, 0.999), grafting="adam")
         >>> for _ in range(5):
-        ...     p.grad = 2 * x  # the gradient of (x * x).sum()
+        ...     p.grad = scales * x  # the gradient of (scales * x * x).sum() / 2
         ...     _ = opt.step()
         >>> x.round(2)
-        array([[ 0.77, -1.6 ],
-               [ 0.37,  3.14]])
+        array([[ 0.83, -1.12],
+               [ 0.36,  3.61]])
 
     References:
         Gupta, Koren, Singer: Shampoo: preconditioned stochastic tensor optimization. ICML 2018,

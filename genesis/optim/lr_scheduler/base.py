@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -492,12 +493,12 @@ def _shape_of(value: Any) -> str:
     return "a string" if isinstance(value, str) else "plain data"
 
 
-_OPTIMIZER = "        optimizer: the optimizer to schedule.\n"
-_LAST_EPOCH = "        last_epoch: index of the last epoch done. Default: -1.\n"
+_OPTIMIZER = "    optimizer: the optimizer to schedule.\n"
+_LAST_EPOCH = "    last_epoch: index of the last epoch done. Default: -1.\n"
 _RAISES = """
-    Raises:
-        TypeError, ValueError: an argument is of another kind, or out of its range, or a list has
-            not one value for each group.
+Raises:
+    TypeError, ValueError: an argument is of another kind, or out of its range, or a list has
+        not one value for each group.
 """
 
 
@@ -510,16 +511,18 @@ def documented(schedule: Callable | None = None) -> Callable[[Scheduler], Schedu
     """
     own = ""
     if schedule is not None:
-        own = (schedule.__doc__ or "").partition("    Args:\n")[2].partition("\n\n")[0] + "\n"
+        text = inspect.cleandoc(schedule.__doc__ or "")
+        own = text.partition("Args:\n")[2].partition("\n\n")[0] + "\n"
 
     def complete(scheduler: Scheduler) -> Scheduler:
         if scheduler.__doc__ is None:  # python -OO
             return scheduler
-        head, _, rest = scheduler.__doc__.partition("    Example:\n")
-        head, _, described = head.partition("    Args:\n")
+        # Indented or not: Python 3.13 takes the indentation away where it compiles.
+        head, _, rest = inspect.cleandoc(scheduler.__doc__).partition("Example:\n")
+        head, _, described = head.partition("Args:\n")
         described = own + described.rstrip() + "\n" * bool(described)
         scheduler.__doc__ = (
-            f"{head}    Args:\n{_OPTIMIZER}{described}{_LAST_EPOCH}{_RAISES}\n    Example:\n{rest}"
+            f"{head}Args:\n{_OPTIMIZER}{described}{_LAST_EPOCH}{_RAISES}\nExample:\n{rest}"
         )
         return scheduler
 
