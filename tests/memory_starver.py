@@ -69,9 +69,9 @@ def starved(attacked: genesis.optim.Optimizer, k: int, stop: int, before: dict, 
     set_nomemory(k, stop)
     try:
         attacked.step()
-    except (MemoryError, SystemError, AttributeError):
-        # The second is NumPy's where it forgets to say what is wrong, the last CPython's where it has no
-        # memory to look for an attribute.
+    except (MemoryError, SystemError, AttributeError, TypeError):
+        # The second is NumPy's where it forgets to say what is wrong, the others CPython's where it has
+        # no memory to look for an attribute, or (3.13) for its name.
         failed = True
     finally:
         remove_mem_hooks()
