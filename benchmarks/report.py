@@ -301,7 +301,7 @@ def _panel(axes: Any, result: Result) -> None:
     axes.barh(
         places,
         heights,
-        xerr=errors,
+        xerr=errors.tolist(),  # Matplotlib looks into its rows, of which an array of one is no number
         color=[COLOURS[name] for name in names],
         edgecolor="#444444",
         linewidth=0.5,

@@ -133,10 +133,20 @@ class _Interface:
         }
 
 
+_NOWHERE = 4096
+"""The address of arrays without elements: any that suits every type, as nothing lies there."""
+
+
 def _over(
     data: tuple, shape: tuple, strides: tuple | None, typestr: str, owner: Any = None
 ) -> np.ndarray:
     """The array over memory that is described in the terms of NumPy's interface, which `owner` keeps."""
+    address, readonly = data
+    if not address:
+        # Whoever has no elements says so, but NumPy makes new memory of it, or, before 2.3, no array.
+        if 0 not in shape:
+            raise ValueError(f"an array of shape {shape} must have memory, but says address 0")
+        data = (_NOWHERE, readonly)
     found = np.asarray(_Interface(data, shape, strides, typestr, owner))
     # NumPy has no name for bfloat16; libraries that have one give it as two opaque bytes.
     return found.view(BFLOAT16) if found.dtype.str[1:] == "V2" else found

@@ -636,6 +636,9 @@ def test_a_view_knows_types_alignment_streams_and_protection(one_device):
         genesis.Parameter(Foreign(NOWHERE, (3, 3), (4, 4)))
     with pytest.raises(TypeError, match="int32"):
         genesis.Parameter(Foreign(NOWHERE, (3,), typestr="<i4"))
+    assert genesis.Parameter(Foreign(0, (2, 0))).shape == (2, 0)
+    with pytest.raises(ValueError, match=r"shape \(3,\) must have memory, but says address 0"):
+        genesis.Parameter(Foreign(0, (3,)))
 
 
 def test_overlapping_device_arrays_are_refused(one_device):

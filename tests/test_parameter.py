@@ -78,7 +78,7 @@ def test_has_what_an_array_has():
     p = genesis.Parameter(np.arange(6, dtype=np.float32).reshape(2, 3))
     array = p.data
     for name in [name for name in dir(np.ndarray) if not name.startswith("_")]:
-        if name != "resize":
+        if name != "resize" and hasattr(array, name):  # NumPy lists what it has no more
             assert hasattr(p, name), name
             assert name in dir(p)
     for got, expected in [

@@ -467,6 +467,31 @@ def test_an_exception_at_each_moment_leaves_an_lbfgs_step_complete_or_not_begun(
     assert outcomes.count(False) > 50
 
 
+def imports_in(action):
+    """The code that enters Python's import system while an action runs."""
+    found = []
+
+    def at_event(frame, event, argument):
+        if event == "call" and "importlib" in frame.f_code.co_filename:
+            found.append(frame.f_back.f_code)
+
+    sys.setprofile(at_event)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("cls", [LBFGS, Adafactor, Muon, SOAP, Shampoo, Kron])
+def test_steps_import_nothing_but_the_first(cls):
+    """An exception within an import may leave one of Python's locks locked for ever."""
+    if cls is LBFGS:
+        assert not imports_in(Bowl(steps=2, lr=0.1).step)
+    else:
+        assert not imports_in(optimizer(cls, steps=2).step)
+
+
 @each_search
 def test_alarms_close_behind_a_failing_closure_do_not_keep_lbfgs_from_restoring(hyper):
     bowl = Bowl(steps=1, **hyper)

@@ -7,12 +7,12 @@ which the tensors lie. Numba is imported when the first launch is prepared, not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from .combining import Combination, OfAll, likeness
+from .compiling import module_named
 from .launch import Batch, Copy, FlatBatch, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm, norm_and_finite
 
@@ -43,77 +43,77 @@ def ids(things: Sequence[Any]) -> np.ndarray:
 
 def slot_offset(kind: type, name: str) -> int:
     """Where a class keeps a slot, see `headers.slot_offset`."""
-    return import_module(".headers", __name__).slot_offset(kind, name)
+    return module_named("headers").slot_offset(kind, name)
 
 
 def watch(*arguments: Any) -> Any:
     """A record of what parameters, gradients and arrays are like, see `headers.Watch`."""
-    return import_module(".headers", __name__).Watch(*arguments)
+    return module_named("headers").Watch(*arguments)
 
 
 def regions(bounds: Sequence[np.ndarray]) -> Any:
     """The memory that a step writes, see `headers.Regions`."""
-    return import_module(".headers", __name__).Regions(bounds)
+    return module_named("headers").Regions(bounds)
 
 
 def question(*arguments: Any) -> Any:
     """What there is to ask about another library's tensors, see `handles.Question`."""
-    return import_module(".handles", __name__).Question(*arguments)
+    return module_named("handles").Question(*arguments)
 
 
 def staying(*arguments: Any) -> Any:
     """A function that compares a table with what it was, see `handles.staying`."""
-    return import_module(".handles", __name__).staying(*arguments)
+    return module_named("handles").staying(*arguments)
 
 
 def cells(*arguments: Any) -> Any:
     """A number that such tensors hold, see `handles.Cells`."""
-    return import_module(".handles", __name__).Cells(*arguments)
+    return module_named("handles").Cells(*arguments)
 
 
 def kept_list(*arguments: Any) -> Any:
     """What a list held, see `containers.KeptList`."""
-    return import_module(".containers", __name__).KeptList(*arguments)
+    return module_named("containers").KeptList(*arguments)
 
 
 def kept_dict(*arguments: Any) -> Any:
     """What a dict held, see `containers.KeptDict`."""
-    return import_module(".containers", __name__).KeptDict(*arguments)
+    return module_named("containers").KeptDict(*arguments)
 
 
 def kept_entries(*arguments: Any) -> Any:
     """What dicts are to hold under some names, see `containers.KeptEntries`."""
-    return import_module(".containers", __name__).KeptEntries(*arguments)
+    return module_named("containers").KeptEntries(*arguments)
 
 
 def gatherer(*arguments: Any) -> Any:
     """Where some items of lists go, see `containers.Gatherer`."""
-    return import_module(".containers", __name__).Gatherer(*arguments)
+    return module_named("containers").Gatherer(*arguments)
 
 
 def factored_updates(updates: Sequence[dict[str, Any]]) -> Any:
     """The calls that make Adafactor's updates, see `tiles.updating` and `factored.Update`."""
-    module = import_module(".factored", __name__)
+    module = module_named("factored")
     return _in_tiles(module.Factored, module.Update, updates)
 
 
 def confident_updates(updates: Sequence[dict[str, Any]]) -> Any:
     """The calls that make CAME's updates, see `tiles.updating` and `confident.Update`."""
-    module = import_module(".confident", __name__)
+    module = module_named("confident")
     return _in_tiles(module.Confident, module.Update, updates)
 
 
 def block_updates(updates: Sequence[dict[str, Any]]) -> Any:
     """The calls that make Adam-mini's updates, see `tiles.updating` and `blocks.Update`."""
-    module = import_module(".blocks", __name__)
+    module = module_named("blocks")
     return _in_tiles(module.Blocks, module.Update, updates)
 
 
 def _in_tiles(kind: Any, entry: Any, updates: Sequence[dict[str, Any]]) -> Any:
-    tiles = import_module(".tiles", __name__)
+    tiles = module_named("tiles")
     return tiles.updating(kind, [entry(**update) for update in updates])
 
 
 def working(vector: np.ndarray) -> Any:
     """A vector that others are added to and multiplied by, see `vectors.Working`."""
-    return import_module(".vectors", __name__).Working(vector)
+    return module_named("vectors").Working(vector)

@@ -52,13 +52,22 @@ def alone(make: Callable, *arguments: Any) -> Any:
         return make(*arguments)
 
 
-def target_named(device: str) -> Target:
-    """The module that compiles for a device; its first import brings in Numba."""
-    name = f"{__package__}.{device.partition(':')[0]}"
+def module_named(name: str) -> Any:
+    """A module of this package whose first import brings in Numba.
+
+    A step asks for it again and again, and `import_module` would run Python code each time, under
+    locks that in Python 3.10 an exception from a signal handler may leave locked for ever.
+    """
+    name = f"{__package__}.{name}"
     module: Any = sys.modules.get(name)
     if module is None or module.__spec__._initializing:
         module = alone(import_module, name)
     return module
+
+
+def target_named(device: str) -> Target:
+    """The module that compiles for a device."""
+    return module_named(device.partition(":")[0])
 
 
 class Kept:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from struct import Struct
 from struct import error as struct_error
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +48,7 @@ class OverTable:
     def _laid_out(
         self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
     ) -> Any:
-        table = import_module(".table", __package__)
+        table = compiling.module_named("table")
         return table.Table(columns, self._target, self._stream, keys, numbers)
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +281,7 @@ class RowLaunch(Launch):
         self._columns, self._keys = columns, keys
         (gradient,), *tensors = columns
         key = None if keys is None else keys[0]
-        table = import_module(".table", __package__)
+        table = compiling.module_named("table")
         return table.RowTable(gradient, [tensor for (tensor,) in tensors], self._target, key)
 
     steady = False
@@ -345,7 +344,7 @@ class FlatLaunch(Launch):
     def _laid_out(
         self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
     ) -> Any:
-        table = import_module(".table", __package__)
+        table = compiling.module_named("table")
         return table.FlatTable(
             self._sizes, self._storages, self._target, self._device, self._stream, keys, numbers
         )
@@ -408,7 +407,7 @@ class FlatBatch(Batch):
     def _laid_out(
         self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
     ) -> Any:
-        table = import_module(".table", __package__)
+        table = compiling.module_named("table")
         return table.FlatTable(self.sizes, [self._storage], self._target)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import numpy as np
+
+from .compiling import module_named
 
 
 def apart(views: Sequence[np.ndarray]) -> bool:
@@ -17,7 +18,7 @@ def apart(views: Sequence[np.ndarray]) -> bool:
     Args:
         views: the tensors' views (see `buffers.view`).
     """
-    starts = import_module(".pointers", __package__).addresses(views)
+    starts = module_named("pointers").addresses(views)
     ends = starts + np.fromiter((view.nbytes for view in views), np.int64, len(views))
     bounds = getattr(np.lib, "array_utils", np).byte_bounds
     for i, view in enumerate(views):

@@ -214,7 +214,10 @@ class LBFGS(Optimizer):
                 partial(setattr, self, "stop_reason", reason),
             ]
         finally:
-            finish()  # one call and no other, as nothing can come before it, not even a second Ctrl-C
+            try:  # see `prepared`
+                finish()
+            finally:
+                pass
         return first_loss
 
     # ---- state ----

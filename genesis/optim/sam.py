@@ -127,7 +127,10 @@ class SAM(Wrapper):
             prepared(move)()
             _, tree = gradients.of_closure(closure())
         finally:
-            outcome()
+            try:  # see `prepared`
+                outcome()
+            finally:
+                pass
             for parameter in parameters:
                 parameter.changed()
         self._inner_step(None, _ending, grads=tree, **given)
