@@ -20,7 +20,10 @@ from . import namesake
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 if something is wrong, 2 for wrong arguments."""
     logging.basicConfig(format="%(message)s")
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        hint = "" if unknown[0].startswith("-") else arguments.hint
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     try:
         namesake.check()
         return arguments.run(arguments)
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print it for programs")
     parser.add_argument("--no-check", action="store_true", help="leave the check out")
-    parser.set_defaults(run=_about)
+    parser.set_defaults(run=_about, parser=parser, hint="")
     commands = parser.add_subparsers(title="commands", metavar="{cache,warmup}")
 
     cache = commands.add_parser(
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Tell where compiled code is kept, or delete it.",
     )
     cache.add_argument("--clear", action="store_true", help="delete it")
-    cache.set_defaults(run=_cache)
+    cache.set_defaults(run=_cache, parser=cache)
 
     warmup = commands.add_parser(
         "warmup",
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "default: float32",
     )
     warmup.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
-    warmup.set_defaults(run=_warmup, parser=warmup)
+    warmup.set_defaults(run=_warmup, parser=warmup, hint=" (names stand after --optimizers)")
     return parser
 
 

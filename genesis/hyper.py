@@ -135,8 +135,16 @@ class Number(Hyper):
         return kind + " | None" * self.unset + " | Callable[[int], float]" * self.scheduled
 
     def check(self, name: str, value: Any) -> None:
-        if not (self.is_usual(value) or (self.scheduled and is_function(value))):
-            self.check_titled(self.title or f"{name} value", value)
+        if self.is_usual(value):
+            return
+        title = self.title or f"{name} value"
+        if not (self.scheduled and is_function(value)):
+            self.check_titled(title, value)
+        elif getattr(value, "makes_schedules", False):
+            made = f"schedules.{value.__name__}"
+            raise TypeError(
+                f"Invalid {title}: {made}, which makes a schedule: call it, {made}(...)"
+            )
 
     def is_usual(self, value: Any) -> bool:
         # Nearly always so, and schedulers ask at each step.
@@ -237,7 +245,10 @@ def number(
     Args:
         default: its default. Default: `REQUIRED`, it must be given.
         text: one line of documentation. Default: "".
-        low, above, below, most: its bounds. Default: none.
+        low: what it must at least be. Default: none.
+        above: what it must be above. Default: none.
+        below: what it must be below. Default: none.
+        most: what it may be at most. Default: none.
         infinite: infinity makes sense, too. Default: False, the number is finite.
         switch: for 0 there is another kernel, which is compiled without it, as if `if number:` in a
             formula asked a flag; needs a `low` of at least 0. Default: False.

@@ -172,7 +172,8 @@ def report(found: dict[str, Any]) -> str:
     ]
     foreign = [each for each in mine["owners"] if not each.startswith(f"{namesake.DISTRIBUTION} ")]
     rows += [
-        ("", "", f"the name genesis is also that of {each}") for each in foreign + mine["others"]
+        *(("", "", f"the name genesis is also that of {each}") for each in foreign),
+        *(("", "", f"another genesis is behind it, unused: {each}") for each in mine["others"]),
     ]
     rows.append(("", "", ""))
     rows += [(name, version or "-", OPTIONAL[name]) for name, version in found["optional"].items()]

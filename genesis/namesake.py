@@ -55,6 +55,8 @@ def missing(attribute: str) -> str:
         return said
     if find_spec(f"{_NAME}.{attribute}") is not None:
         return f"{said}: import {_NAME}.{attribute} first"
+    if attribute in getattr(sys.modules.get(f"{_NAME}.optim"), "__all__", ()):
+        return f"{said}: it is {_NAME}.optim.{attribute}"
     said += f" (this is {DISTRIBUTION}, the optimizer library, in {FOLDER}"
     others = places()
     if others:

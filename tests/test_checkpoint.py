@@ -424,6 +424,7 @@ def labelled(obj):
         ({"model": [0, 1, 2, {3}]}, r"obj\['model'\]\[3\]: cannot save a set"),
         ({"a": ({1: b"x"},)}, r"obj\['a'\]\[0\]\[1\]: cannot save a bytes"),
         (object(), "obj: cannot save an object"),
+        (np.random.default_rng(0), "Generator; save its bit_generator.state"),
         ([1j], r"obj\[0\]: cannot save a complex"),
         ([len], r"obj\[0\]: cannot save a builtin_function"),
         ([float], r"obj\[0\]: cannot save a type"),

@@ -137,6 +137,7 @@ def test_json(monkeypatch, capsys):
         (["--jsn"], "unrecognized arguments: --jsn"),
         (["cahce"], "invalid choice: 'cahce'"),
         (["cache", "--all"], "unrecognized arguments: --all"),
+        (["warmup", "AdamW"], "unrecognized arguments: AdamW (names stand after --optimizers)"),
         (["warmup", "--optimizers"], "expected at least one argument"),
         (
             ["warmup", "--optimizers", "adamw"],
@@ -152,7 +153,8 @@ def test_wrong_arguments(arguments, said, capsys):
         main(arguments)
     assert raised.value.code == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("usage: python -m genesis")
+    command = f" {arguments[0]}" if arguments[0] in ("cache", "warmup") else ""
+    assert errors.startswith(f"usage: python -m genesis{command} [-h]")
     assert said in errors
 
 

@@ -124,7 +124,10 @@ def test_the_state_dict_has_torchs_layout_and_names_the_classes():
     before = everything(opt, params)
     other = Mixed(groups_of(model())[:3])
     for bad, said in [
-        (other.state_dict(), "different number of parameter groups: 3 instead of 4"),
+        (
+            other.state_dict(),
+            "different number of parameter groups: 3 instead of 4. Make the groups",
+        ),
         (
             {**saved, "param_groups": [saved["param_groups"][i] for i in (1, 0, 2, 3)]},
             "group 0 of the loaded state dict was updated by 'SGD', but here by 'Muon'",

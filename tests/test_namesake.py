@@ -79,7 +79,11 @@ def test_another_package_behind_this_one(tmp_path):
     status, said = run("-c", "import genesis; genesis.init()", cwd=tmp_path / "genesis", path=path)
     assert status == 1
     assert "module 'genesis' has no attribute 'init' (this is genesis-optim, the optimizer" in said
-    assert f"another 'genesis' is behind it: {tmp_path / 'genesis' / '__init__.py'}" in said
+    other = tmp_path / "genesis" / "__init__.py"
+    assert f"another 'genesis' is behind it: {other}" in said
+    status, said = run("-m", "genesis", "--no-check", cwd=tmp_path / "genesis", path=path)
+    assert status == 0
+    assert f"another genesis is behind it, unused: {other}" in said
 
 
 def test_what_is_said_of_other_attributes(monkeypatch):
@@ -93,6 +97,7 @@ def test_what_is_said_of_other_attributes(monkeypatch):
     assert raised.value.name == "optimizers"
     assert raised.value.obj is genesis
     assert not hasattr(genesis, "__wrapped__")
+    assert namesake.missing("AdamW").endswith("no attribute 'AdamW': it is genesis.optim.AdamW")
     assert namesake.missing("torch").endswith(": import genesis.torch first")
 
 

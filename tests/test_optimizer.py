@@ -643,7 +643,10 @@ def change(saved, edit):
 
 BAD_STATE = {
     "no dict": (lambda s: s.clear(), "'state' and 'param_groups'"),
-    "fewer groups": (lambda s: s["param_groups"].pop(), "different number of parameter groups"),
+    "fewer groups": (
+        lambda s: s["param_groups"].pop(),
+        "different number .* Make the groups as they",
+    ),
     "more parameters": (
         lambda s: s["param_groups"][0]["params"].append(9),
         "doesn't match the size",

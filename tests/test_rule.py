@@ -832,6 +832,8 @@ MISUSES = [
     ("param, grad", "param.x = 1\nreturn param", 3, "param.x = 1", ALLOWED),
     ("param, grad", "return param - np.sqrt(grad)", 3, "np.sqrt",
      f"{ALLOWED} (AttributeError: numpy.sqrt"),
+    ("param, grad", "return param - np.sign(grad)", 3, "np.sign",
+     "is a ufunc; take a function of math, and for a sign math.copysign"),
     ("param, grad", "return param - math.floor(grad)", 3, "math.floor", "rules may use sqrt"),
     ("param, grad", "return param % 2", 3, "param % 2", ALLOWED),
     ("param, grad", "return param - grad[0]", 3, "grad[0]", ALLOWED),
@@ -849,7 +851,8 @@ MISUSES = [
     ("param, grad, buf", "return param", 3, "return param", "return param, buf, what"),
     ("param, grad", "return param, grad", 3, "return param, grad", "1 values, not 2"),
     ("param, grad", "if grad > 0:\n    return param, 1\nreturn param", 1, "return", "1 values, not 2"),
-    ("param, grad", "pass", None, None, "param must become a number, not None"),
+    ("param, grad", "pass", None, None,
+     "param must become a number, not None: end with return param"),
     ("param, grad", "return 'a'", 3, "return 'a'", "param must become a number, not 'a'"),
     ("param, gradient", "return param", 1, "def Wrong(param, gradient)", "begin with param, grad"),
     ("param, grad, *state", "return param", 1, "*state", "name every state buffer"),
@@ -864,7 +867,7 @@ MISUSES = [
     ("param, grad, *, params=1", "return param", 1, "params", "another"),
     ("param, grad, *, maximize=False", "return param", 1, "maximize", "another"),
     ("param, grad, master", "return param, master", 1, "master", "another"),
-    ("param, grad, step", "return param, step", 1, "step", "another"),
+    ("param, grad, step", "return param, step", 1, "step", "def Wrong(..., *, step, ...)"),
 ]  # fmt: skip
 HELPERS = """
 OTHERS = [1]

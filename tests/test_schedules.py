@@ -167,7 +167,12 @@ WRONG = [
     ("linear", (0,), ValueError, r"start_factor must be in \(0, 1\]"),
     ("linear", (0.5, 1, 0), ValueError, "total_iters"),
     ("exponential", ("a",), TypeError, "gamma must be a number, but got str"),
-    ("exponential", (), TypeError, "missing a required argument: 'gamma'"),
+    (
+        "exponential",
+        (),
+        TypeError,
+        r"missing a required argument: 'gamma': it is exponential\(gamma\)",
+    ),
     ("step", (1.5,), ValueError, "step_size"),
     ("multistep", ([3, 1],), ValueError, "milestones must be in increasing order"),
     ("multistep", (3,), TypeError, "milestones must be a list of epochs"),
@@ -317,6 +322,13 @@ def test_who_takes_no_function():
     opt = genesis.optim.SGD([p], lr=RATE)
     with pytest.raises(ValueError, match="param group 0 is a function of the step already"):
         lr_scheduler.StepLR(opt, 3)
+    with pytest.raises(TypeError, match=r"got .* 'alpha': it is cosine\(T_max, low=0.0\)"):
+        schedules.cosine(3, alpha=0.1)
+    said = r"schedules.cosine, which makes a schedule: call it, schedules.cosine\(\.\.\.\)"
+    with pytest.raises(TypeError, match=said):
+        genesis.optim.SGD([p], lr=schedules.cosine)
+    with pytest.raises(TypeError, match=said):
+        opt.param_groups[0]["lr"] = schedules.cosine
     with pytest.raises(TypeError, match="Invalid learning rate"):
         genesis.optim.LBFGS([p], lr=RATE)
     with pytest.raises(TypeError, match="Invalid learning rate"):

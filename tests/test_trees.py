@@ -591,7 +591,8 @@ BAD = {
     "a longer list": (lambda g: g["layers"].append({}) or g["layers"].append(g["s"]), ValueError,
                       "has 'layers.3'"),
     "another shape": (lambda g: g["layers"][0].update(W=on_device(np.ones(5))), ValueError,
-                      r"parameter 0 \('layers.0.W'\) has shape \(5,\), but its place has shape \(6,\)"),
+                      r"parameter 0 \('layers.0.W'\) has shape \(5,\), but its place has shape \(6,\): "
+                      "give a gradient of its parameter's shape"),
     "whole numbers": (lambda g: g["layers"][0].update(W=on_device(np.ones(6, int))), TypeError,
                       r"'layers.0.W'\) must have dtype .* got int64"),
     "complex numbers": (lambda g: g["layers"][0].update(W=on_device(np.ones(6, complex))), TypeError,
@@ -599,7 +600,10 @@ BAD = {
     "a string": (lambda g: g["layers"][0].update(W="x"), TypeError, r"'layers.0.W'\) must be"),
     "a number for an array": (lambda g: g["layers"][0].update(W=1.0), ValueError,
                               r"'layers.0.W'\) has shape \(\)"),
-    "a node for a leaf": (lambda g: g["layers"][0].update(W=[g["s"]]), ValueError, "no 'layers.0.W'"),
+    "a node for a leaf": (lambda g: g["layers"][0].update(W=[g["s"]]), ValueError,
+                          r"no 'layers.0.W', .* at 'layers.0.W.0': give one array, as numpy"),
+    "another name": (lambda g: g.update(gain=g.pop("s")), ValueError,
+                     "no 's', .* It has 'gain', which no parameter is called"),
     "a leaf for a node": (lambda g: g["layers"].__setitem__(0, g["s"]), ValueError, "no 'layers.0.W'"),
     "itself": (lambda g: g["layers"].append(g), ValueError, "contains itself, at layers.2"),
 }  # fmt: skip

@@ -220,6 +220,8 @@ class Encoder:
         hint = ""
         if has_method(value, "state_dict"):
             hint = "; save its state_dict()"
+        elif hasattr(value, "bit_generator"):
+            hint = "; save its bit_generator.state"
         elif hasattr(value, "__array__"):
             hint = "; convert it with numpy.asarray(...)"
         else:

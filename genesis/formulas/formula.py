@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
+import numpy as np
+
 from .. import checks, hyper
 from ..hyper import REQUIRED, Hyper
 from ..kernels import functions
@@ -174,6 +176,12 @@ class Formula:
 
     def check_name(self, name: str) -> None:
         """Refuse a name that means something else in every optimizer."""
+        if name in GIVEN:
+            self.refuse(
+                name,
+                f"a formula asks for it by a keyword without a default: def {self.name}"
+                f"(..., *, {name}, ...)",
+            )
         if name in RESERVED:
             self.refuse(name, "this name means something else in every optimizer: take another")
 
@@ -339,7 +347,10 @@ class _Module:
         value = getattr(self._module, name)
         found = self._adapted.known(value)
         if found is None:
-            raise AttributeError(f"{self._module.__name__}.{name} is a {type(value).__name__}")
+            what = f"{self._module.__name__}.{name} is a {type(value).__name__}"
+            if isinstance(value, np.ufunc):
+                what += "; take a function of math, and for a sign math.copysign(1.0, x)"
+            raise AttributeError(what)
         return found
 
 

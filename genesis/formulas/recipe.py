@@ -227,7 +227,8 @@ class Part:
             if not (
                 isinstance(result, Operand) or checks.is_number(result) or checks.is_flag(result)
             ):
-                formula.refuse_return(f"{name} must become a number, not {result!r}")
+                hint = f": end with return {', '.join(wanted)}" if result is None else ""
+                formula.refuse_return(f"{name} must become a number, not {result!r}{hint}")
         return results
 
     def keywords(

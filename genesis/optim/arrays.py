@@ -56,7 +56,7 @@ def writable(view: np.ndarray, what: str) -> np.ndarray:
 def gradient(view: np.ndarray, parameter: np.ndarray, what: str) -> None:
     """Raise unless a gradient fits its parameter, as they are now; both are views."""
     if not isinstance(view, RowsView):
-        mend = "assign a gradient of that shape"
+        mend = "give a gradient of its parameter's shape"
         device = buffers.device_of(parameter)
         fitting(Used(f"the gradient of {what}", view, parameter.shape, device, mend))
     elif view.shape[1:] != parameter.shape[1:] or not view.largest < len(parameter):

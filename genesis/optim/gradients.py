@@ -100,10 +100,9 @@ class Matching:
             above = [".".join(parts[:n]) for n in range(len(parts))]
             nothing = next((empty[path] for path in above if path in empty), None)
             if nothing is None:
-                return (
-                    f"grads has no {name!r}, the gradient of {label(i, name)}: give an array, or None "
-                    f"to leave that parameter as it is{_like(name, places.keys() - set(every))}"
-                )
+                known = set(every)
+                others = [path for path in places if path not in known]
+                return f"grads has no {name!r}, the gradient of {label(i, name)}{_instead(name, others)}"
             self._empty.add(nothing)
             found[name] = self._nowhere
         for path, place in places.items():
@@ -172,6 +171,20 @@ def _wanted(called: list[tuple[Any, int]]) -> list[list[str]]:
         wanted.append(list(given) if has_names else [str(first + i) for i in range(count)])
         first += count
     return wanted
+
+
+def _instead(name: str, others: list[str]) -> str:
+    """What to do about a gradient that is missing, where these leaves have no parameter."""
+    within = next((path for path in others if path.startswith(f"{name}.")), None)
+    if within is not None:
+        return (
+            f", but something nested there, with a leaf at {within!r}: give one array, as "
+            "numpy.asarray(...) makes of a list of numbers"
+        )
+    like = _like(name, others)
+    if others and not like:
+        like = f". It has {others[0]!r}, which no parameter is called"
+    return f": give an array, or None to leave that parameter as it is{like}"
 
 
 def _like(name: str, others: Iterable[str]) -> str:

@@ -328,7 +328,8 @@ class Mixed(GradientOptimizer):
         if len(saved) != len(self.param_groups):
             raise ValueError(
                 "loaded state dict has a different number of parameter groups: "
-                f"{len(saved)} instead of {len(self.param_groups)}"
+                f"{len(saved)} instead of {len(self.param_groups)}. Make the groups as they were when "
+                "it was saved"
             )
         for i, (group, each) in enumerate(zip(self.param_groups, saved)):
             if each.get("optimizer") != group["optimizer"]:

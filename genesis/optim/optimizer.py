@@ -401,7 +401,8 @@ class Optimizer:
         if len(saved_groups) != len(self.param_groups):
             raise ValueError(
                 "loaded state dict has a different number of parameter groups: "
-                f"{len(saved_groups)} instead of {len(self.param_groups)}"
+                f"{len(saved_groups)} instead of {len(self.param_groups)}. Make the groups as they "
+                "were when it was saved"
             )
         groups: list[dict] = []
         owner: dict[Any, Parameter] = {}

@@ -136,10 +136,16 @@ def _schedule(**checks: Callable[[str, Any], Any]) -> Callable:
         signature = signature.replace(
             parameters=list(signature.parameters.values())[1:], return_annotation="Schedule"
         )
+        arguments = inspect.Signature(
+            [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+        )
 
         @wraps(formula)
         def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{error}: it is {formula.__name__}{arguments}") from None
             bound.apply_defaults()
             given = {
                 name: checks[name](name, value) if name in checks else value
@@ -147,6 +153,7 @@ def _schedule(**checks: Callable[[str, Any], Any]) -> Callable:
             }
             return Schedule(formula, make, given)
 
+        make.makes_schedules = True  # type: ignore[attr-defined]
         make.__signature__ = signature  # type: ignore[attr-defined]
         text = inspect.cleandoc(formula.__doc__ or "")
         make.__doc__ = text.replace("\nExample:", f"{_COMMON}\nExample:")
