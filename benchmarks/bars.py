@@ -190,6 +190,8 @@ def _bars() -> list[Bar]:
 
     claim = "clip + step + zero, ResNet-50: beside torch fused"
     at_least(4, claim, _ratio(clipped, "torch fused"), 1.7)
+    at_least(16, claim, _ratio(clipped, "torch fused"), 1.55)
+    at_least(16, "clip + step + zero, ResNet-50: of the roofline", _fraction(clipped), 0.95, "")
     at_least(5, "SparseAdam: beside torch", _ratio("sparse/1Mx64", "torch"), 5)
     claim = "SparseAdam: a table of 1 million rows beside one of 100,000"
     rows = _ratio("sparse/1Mx64", "genesis", ours="genesis, 100,000 rows")
@@ -236,6 +238,8 @@ def _bars() -> list[Bar]:
     scaled = _ratio("scaled/AdamW/resnet50", *TORCH)
     claim = "unscale + check + clip + step, ResNet-50: beside torch's fastest path"
     at_least(6, claim, scaled, 2.0)
+    claim = "unscale + check + clip + step + zero, ResNet-50: beside torch fused"
+    at_least(16, claim, _ratio("scaled/AdamW/resnet50", "torch fused"), 1.75)
     return found
 
 

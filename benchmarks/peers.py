@@ -141,17 +141,15 @@ class Genesis(Trainer):
         genesis.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
 
     def clip_step_zero(self) -> None:
-        self.optimizer.step(max_norm=MAX_NORM)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.step(max_norm=MAX_NORM, zero_grad=True)
 
     def scaled_clip_step_zero(self) -> None:
         if self._scaler is None:
             if not hasattr(genesis, "amp") or not hasattr(genesis.amp, "GradScaler"):
                 raise Missing("genesis.amp.GradScaler does not exist yet")
             self._scaler = genesis.amp.GradScaler(init_scale=SCALE)
-        self._scaler.step(self.optimizer, max_norm=MAX_NORM)
+        self._scaler.step(self.optimizer, max_norm=MAX_NORM, zero_grad=True)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=False)
 
     def zero(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)

@@ -83,7 +83,17 @@ def _zero(g):
         g[i] = 0
 
 
+@numba.njit(**_OPTIONS)
+def _three_and_zero(g, p, a, b):
+    for i in numba.prange(len(g)):
+        a[i] += g[i]
+        b[i] += g[i]
+        p[i] += a[i] + b[i]
+        g[i] = 0
+
+
 _STEPS = [_one, _two, _three, _four, _five]
+_ERASING = {2: _three_and_zero}
 _PASSES = {"norm": _norm, "scale": _scale, "zero": _zero}
 
 
@@ -95,17 +105,18 @@ def prange(
     Args:
         elements: the number of parameters.
         state_buffers: how many state buffers the rule keeps for each, 0 to 4.
-        passes: which passes over memory the work takes: "step", and over gradients "norm" (read),
-            "scale" (read and write) and "zero" (write).
+        passes: which passes over memory the work takes: "step", or "step, zero" for one that writes
+            gradients as well (with 2 state buffers), and over gradients "norm" (read), "scale" (read
+            and write) and "zero" (write).
     """
-    step = _STEPS[state_buffers]
-    columns = 2 + state_buffers if "step" in passes else 1
+    steps = {"step": _STEPS[state_buffers], "step, zero": _ERASING.get(state_buffers)}
+    columns = 2 + state_buffers if steps.keys() & set(passes) else 1
     arrays = [np.full(elements, 1e-9, np.float32) for _ in range(columns)]
 
     def run() -> None:
         for name in passes:
-            if name == "step":
-                step(*arrays)
+            if name in steps:
+                steps[name](*arrays)
             else:
                 _PASSES[name](arrays[0])
 

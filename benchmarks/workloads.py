@@ -42,8 +42,8 @@ PASSES = {
     "step": ("step",),
     "clip": ("norm", "scale"),
     "zero": ("zero",),
-    "clip_step_zero": ("norm", "step", "zero"),
-    "scaled_clip_step_zero": ("norm", "step", "zero"),
+    "clip_step_zero": ("norm", "step, zero"),
+    "scaled_clip_step_zero": ("norm", "step, zero"),
 }
 """The passes over memory that work needs at least, for its roofline."""
 

@@ -182,6 +182,7 @@ class GradScaler:
         grads: Any = None,
         max_norm: float | None = None,
         clip_value: float | None = None,
+        zero_grad: bool = False,
     ) -> Any:
         """Take a step with unscaled gradients, unless one of them is inf or NaN.
 
@@ -192,6 +193,8 @@ class GradScaler:
                 the parameters hold.
             max_norm, clip_value: clip the common norm, or each element, of the unscaled gradients, as
                 `optimizer.step` does. Default: None.
+            zero_grad: set the gradients to zero in the same pass, as `optimizer.step` does, also if
+                one is inf or NaN. Default: False.
 
         Returns:
             What `optimizer.step()` returns; None if the step was left out, which
@@ -204,6 +207,8 @@ class GradScaler:
         """
         asked = {"grads": grads, "max_norm": max_norm, "clip_value": clip_value}
         asked = {name: value for name, value in asked.items() if value is not None}
+        if zero_grad:
+            asked["zero_grad"] = True
         if not self._enabled:
             return optimizer.step(closure, **asked)
         progress = self._progress_of(optimizer)
@@ -219,6 +224,8 @@ class GradScaler:
                 )
             optimizer.step_skipped = progress.found_inf
             result = None if progress.found_inf else optimizer.step(**asked)
+            if progress.found_inf and zero_grad:
+                optimizer.zero_grad(set_to_none=False)
         else:
             result = optimizer.scaled_step(1 / self._scale, **asked)
         self._note(optimizer, _STEPPED, optimizer.step_skipped)

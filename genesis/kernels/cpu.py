@@ -56,6 +56,7 @@ given = add = clip = totals_of = numbers_of = write_numbers = None
 begin = finish = carry = kept_of = all_of = write_kept = write_totals = None
 reserve = needed = start_lanes = fold = get = put = LANES = None
 stored = read_back = add_short = SHORT_ZEROS = None
+wipe = write_zero = NOTHING = None
 TOTALS = NUMBERS = STATES = COUNT = ZEROS = SLOTS = KEPT = NOW = None
 
 _SHORT = 512
@@ -196,6 +197,7 @@ def update(tensors, start, stop, hyper, moment):
         values = read(tensors, i)
         param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
         write(tensors[1:], i, (param,) + state)
+        wipe(tensors, i)
     return hyper[0]
 
 
@@ -207,6 +209,7 @@ def update_at_random(tensors, start, stop, hyper, moment):
         values = read(tensors, i)
         param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
         write(tensors[1:], i, (param,) + state, key, moment)
+        wipe(tensors, i)
     return hyper[0]
 
 
@@ -222,6 +225,7 @@ def update_and_measure(tensors, start, stop, hyper, moment):
             values = read(tensors, i)
             param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
             write(tensors[1:], i, (param,) + state)
+            wipe(tensors, i)
             change = stored(tensors, i, param) - values[1]
             short = add_short(short, (change * change, values[1] * values[1]))
         totals = add(totals, short)
@@ -242,6 +246,7 @@ def update_at_random_and_measure(tensors, start, stop, hyper, moment):
             values = read(tensors, i)
             param, state = rule(values[1], values[0] * hyper[0], values[2:], own)
             write(tensors[1:], i, (param,) + state, key, moment)
+            wipe(tensors, i)
             change = stored(tensors, i, param) - values[1]
             short = add_short(short, (change * change, values[1] * values[1]))
         totals = add(totals, short)
@@ -250,6 +255,15 @@ def update_at_random_and_measure(tensors, start, stop, hyper, moment):
 
 
 _MEASURING = {update: update_and_measure, update_at_random: update_at_random_and_measure}
+
+
+def no_wiping(tensors, i):
+    """For gradients that stay as they are."""
+
+
+def wiping(tensors, i):
+    """Set an element of the gradient to zero."""
+    write_zero(tensors, i, NOTHING)
 
 
 def as_computed(tensors, i, param):
@@ -529,6 +543,7 @@ def bind(
     moments: np.ndarray | None = None,
     sums: Summing | None = None,
     measures: bool = False,
+    zeroes: bool = False,
 ) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
     if averages:
@@ -541,10 +556,11 @@ def bind(
     arithmetic, count = scalars.dtype.name, len(scalars)
     numbers = 0 if sums is None else sums.sums.numbers
     kernel = _compiled(
-        rule, process, table.storages, arithmetic, count, table.scattered, numbers, measures
+        rule, process, table.storages, arithmetic, count, table.scattered, numbers, measures, zeroes
     )
     results = np.zeros((len(table.chunks), 2)) if measures else None
-    bound = Bound(kernel, table, scalars, table.bytes_moved, moments, results)
+    moved = table.bytes_moved + table.bytes_of_column[0] * zeroes
+    bound = Bound(kernel, table, scalars, moved, moments, results)
     if sums is None:
         return bound
     return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
@@ -634,6 +650,7 @@ def _compiled(
     scattered: bool = False,
     numbers: int = 0,
     measures: bool = False,
+    zeroes: bool = False,
 ) -> Callable:
     number = getattr(types, arithmetic)
     columns = len(storages) + (numbers > 0) + (process is update_at_random)
@@ -645,11 +662,13 @@ def _compiled(
         "rule": _callable(anew(rule, _callable)),
         "read": storage.reader(storages, number),
         "write": write,
+        "wipe": _wiping(storages[0], arithmetic) if zeroes else _callable(no_wiping),
         "given": _given(numbers, number, len(storages)),
     }
     if process is reduce:
         names |= lanes.functions(1, reductions.COMBINED.get(rule, reductions.added), _callable)
     name = described(rule, storages) + f"_{numbers}_numbers" * (numbers > 0) + storage.variant()
+    name += "_zeroing" * zeroes
     what = title(rule, storages)
     totals = 0
     if measures:
@@ -666,6 +685,15 @@ def _compiled(
     return _working(
         process, name, what, names, storages, columns, scalars, number, scattered, totals
     )
+
+
+def _wiping(storage_type: str, arithmetic: str) -> Callable:
+    """What sets an element of a gradient to zero."""
+    names = {
+        "write_zero": storage.writer((storage_type,), getattr(types, arithmetic)),
+        "NOTHING": (np.dtype(arithmetic).type(0),),
+    }
+    return _callable(specialised(wiping, f"wiping_{storage_type}", names))
 
 
 @Kept

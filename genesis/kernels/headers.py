@@ -403,6 +403,11 @@ class Watch:
         # While a weak reference to the array that owns memory lives, NumPy does not resize it.
         self._guards = [weakref.ref(buffers.owner_of_memory(array)) for array in arrays]
 
+    @property
+    def places(self) -> np.ndarray:
+        """For each owner where its gradient lay when it was last compared; -1, it counts as moved."""
+        return self._parts[:, GRAD_DATA]
+
     def guard(self, regions: Regions) -> None:
         """Let the next comparisons check that gradients keep out of these regions."""
         self._regions = regions

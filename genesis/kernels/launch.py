@@ -36,20 +36,25 @@ class OverTable:
         stream: Any,
         keys: Sequence[int] | None = None,
         numbers: int = 0,
+        zeroes: bool = False,
     ):
         self._target = self._target_of(columns)
         self._stream = stream
-        self._table = self._laid_out(columns, keys, numbers)
+        self._table = self._laid_out(columns, keys, numbers, zeroes)
         self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
         return compiling.target_named(buffers.layout(columns[0][0]).device)
 
     def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        keys: Sequence[int] | None,
+        numbers: int,
+        zeroes: bool,
     ) -> Any:
         table = compiling.module_named("table")
-        return table.Table(columns, self._target, self._stream, keys, numbers)
+        return table.Table(columns, self._target, self._stream, keys, numbers, zeroes)
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
@@ -101,8 +106,9 @@ class Launch(OverTable):
         kept: np.ndarray | None,
         of_all: OfAll | None,
         measures: bool = False,
+        zeroes: bool = False,
     ):
-        super().__init__(columns, stream, keys, 0 if sums is None else sums.slots)
+        super().__init__(columns, stream, keys, 0 if sums is None else sums.slots, zeroes)
         # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
         # average, and the value to which gradients are clipped.
         self._scalars = np.empty(1 + scalars + 2 * averages + clips, self._table.arithmetic)
@@ -116,7 +122,13 @@ class Launch(OverTable):
             memory = self._target.numbers(kept, self._table.device, self._table.stream)
             wide = np.zeros(len(self._scalars))
             self._sums = Summing(sums, wide, memory, of_all)
-        self._around = {"copy": copy, "averages": averages, "clips": clips, "measures": measures}
+        self._around = {
+            "copy": copy,
+            "averages": averages,
+            "clips": clips,
+            "measures": measures,
+            "zeroes": zeroes,
+        }
         self._bind()
 
     def _bind(self) -> None:
@@ -134,7 +146,8 @@ class Launch(OverTable):
     @property
     def steady(self) -> bool:
         """Whether `actions` always gives the same calls, so that a list of them can be kept."""
-        return self._update.steady
+        writes_back = self._around["zeroes"] and self._table.has_copies  # to gradients that are new
+        return self._update.steady and not writes_back
 
     @property
     def device(self) -> str:
@@ -275,9 +288,14 @@ class RowLaunch(Launch):
     """The launch for one tensor with a sparse gradient: it is laid out anew for other rows."""
 
     def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        keys: Sequence[int] | None,
+        numbers: int,
+        zeroes: bool,
     ) -> Any:
         assert not numbers  # a rule that sums takes no sparse gradients
+        assert not zeroes  # nor does a step that sets them to zero
         self._columns, self._keys = columns, keys
         (gradient,), *tensors = columns
         key = None if keys is None else keys[0]
@@ -301,7 +319,7 @@ class RowLaunch(Launch):
         """The rows of the gradient are what the table was laid out for: they stay."""
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
-        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys, 0)
+        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys, 0, False)
         self._reductions = {}
         self._bind()
 
@@ -342,7 +360,11 @@ class FlatLaunch(Launch):
         self._table.follow()
 
     def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        keys: Sequence[int] | None,
+        numbers: int,
+        zeroes: bool,
     ) -> Any:
         table = compiling.module_named("table")
         return table.FlatTable(
@@ -405,7 +427,11 @@ class FlatBatch(Batch):
         return compiling.target_named("cpu")
 
     def _laid_out(
-        self, columns: Sequence[Sequence[np.ndarray]], keys: Sequence[int] | None, numbers: int
+        self,
+        columns: Sequence[Sequence[np.ndarray]],
+        keys: Sequence[int] | None,
+        numbers: int,
+        zeroes: bool,
     ) -> Any:
         table = compiling.module_named("table")
         return table.FlatTable(self.sizes, [self._storage], self._target)
@@ -425,6 +451,7 @@ def prepare(
     kept: np.ndarray | None = None,
     of_all: OfAll | None = None,
     measures: bool = False,
+    zeroes: bool = False,
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
@@ -451,10 +478,12 @@ def prepare(
         of_all: where the numbers of all tensors are, if `sums` concern all. Default: None.
         measures: whether an update notes how far the parameters of the second column move, for
             `measured`. Default: False.
+        zeroes: whether an update sets gradients to zero, which then are written like all else; on the
+            CPU in its own pass. Default: False.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
     around = copy, averages, clips, keys
-    return launch(rule, columns, scalars, stream, *around, sums, kept, of_all, measures)
+    return launch(rule, columns, scalars, stream, *around, sums, kept, of_all, measures, zeroes)
 
 
 def prepare_flat(

@@ -69,6 +69,7 @@ class Table(_Rows):
         keys: a number for each row, which a kernel finds behind its addresses. Default: None, none.
         numbers: how many numbers there are for each row, whose address a kernel finds behind those.
             Default: 0, none.
+        zeroes: whether gradients are written, too. Default: False.
 
     Attributes:
         device, stream: where the arrays lie, and the stream on which the target works.
@@ -91,21 +92,23 @@ class Table(_Rows):
         stream: Any = None,
         keys: Sequence[int] | None = None,
         numbers: int = 0,
+        zeroes: bool = False,
     ):
         self._target = target
         self.stream = stream
         self._streams: list[set[Any]] = [set() for _ in columns]
         self.on_change: Callable[[np.ndarray], None] | None = None
         self.mirror: Any = None
-        self._first_written = min(1, len(columns) - 1)
+        first = min(1, len(columns) - 1)
+        self._first_written = 0 if zeroes else first
         # Kernels see addresses only, so the arrays must live as long as the table; gradients, which
         # come and go, as long as their parameters hold them.
-        self._held = columns[self._first_written :]
-        parameters = columns[self._first_written]
+        self._held = columns[first:]
+        parameters = columns[first]
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
         self.orders = [buffers.flat_order(parameter) for parameter in parameters]
-        self.arithmetic = storage.arithmetic(self.storages[self._first_written]).name
+        self.arithmetic = storage.arithmetic(self.storages[first]).name
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
         self.numbers = self._append_numbers(numbers)
         self._append_keys(keys)

@@ -68,6 +68,7 @@ class Target(Protocol):
         moments: np.ndarray | None = None,
         sums: Summing | None = None,
         measures: bool = False,
+        zeroes: bool = False,
     ) -> Update | SummedUpdate:
         """Compile a rule for a table.
 
@@ -85,6 +86,7 @@ class Target(Protocol):
                 Default: None, nothing.
             measures: whether the update notes how far parameters move: those of the table's second
                 column, as they are stored. Default: False.
+            zeroes: whether the update leaves zeros where it has read gradients. Default: False.
         """
 
     def bind_combination(

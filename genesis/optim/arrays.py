@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import buffers, checks
+from ..kernels import overlaps
 from ..sparse import RowsView
 from .members import label
 
@@ -64,6 +65,31 @@ def gradient(view: np.ndarray, parameter: np.ndarray, what: str) -> None:
             f"the SparseGrad of {what} has values of shape {view.shape} and rows up to "
             f"{view.largest}, but the parameter's array has shape {parameter.shape} now: assign "
             "a gradient that fits"
+        )
+
+
+def erasable(view: np.ndarray, what: str) -> None:
+    """Raise unless a step can set this gradient to zero."""
+    if isinstance(view, RowsView):
+        raise TypeError(
+            f"zero_grad=True fills gradients with zeros, but that of {what} is a SparseGrad, which is "
+            "made anew for each step: leave it out and call optimizer.clear_grad()"
+        )
+    writable(view, f"the gradient of {what}, which zero_grad=True sets to zero,")
+
+
+def apart_if_erased(gradients: list[tuple[str, np.ndarray]]) -> None:
+    """Raise ValueError if gradients share memory that a step sets to zero; they go by parameter."""
+    views = [view for _, view in gradients]
+    if overlaps.apart(views):
+        return
+    pair = buffers.overlapping(views)
+    if pair:
+        first, second = (gradients[i][0] for i in pair)
+        raise ValueError(
+            f"the gradients of {first} and {second} share memory, and zero_grad=True would set one to "
+            "zero before the other is read: give each an array of its own, or call "
+            "optimizer.zero_grad(set_to_none=False) after the step"
         )
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, hyper
 from ..nn.utils.clip_grad import norm_and_finite
 from . import gradients, hooks, measured, options
 from .optimizer import Optimizer
 
 Ending = Callable[[Iterable[partial]], None]
 """What makes the calls that do a step: all that can fail has not, and nothing has been written yet."""
+
+
+ZERO_GRAD = hyper.flag(False)
 
 
 class GradientOptimizer(Optimizer):
@@ -39,6 +42,7 @@ class GradientOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         skip_nonfinite: bool | None = None,
+        zero_grad: bool = False,
     ) -> Any:
         """Update every parameter that has a gradient.
 
@@ -67,6 +71,10 @@ class GradientOptimizer(Optimizer):
                 and no hook is called afterwards. The closure has been called; gradients stay, so that
                 accumulated ones have to be cleared. Leave the schedule's step out, too. Default: None,
                 as the groups' option of this name says.
+            zero_grad: set the gradients that parameters hold to zero, as `zero_grad(set_to_none=False)`
+                does after the step, but where it can be in the pass that reads them, which saves one;
+                after a step that is left out as well. They must be writable and dense, each in memory
+                of its own, and there is no `grads` then. Default: False.
 
         Returns:
             The closure's loss, or without a closure the optimizer itself, so that
@@ -76,7 +84,8 @@ class GradientOptimizer(Optimizer):
             TypeError, ValueError: `grads` does not fit the parameters; both `grads` and a closure, or
                 both `max_norm` and `clip_value`, or a number in a group is impossible; a parameter, a
                 gradient or a state buffer does not fit the others any more, cannot be written, or
-                shares memory with what the step writes. Nothing has been written.
+                shares memory with what the step writes; `zero_grad` with `grads`, or for gradients that
+                cannot be set to zero. Nothing has been written.
 
         Example:
             >>> import numpy as np, genesis
@@ -92,6 +101,7 @@ class GradientOptimizer(Optimizer):
             max_norm=max_norm,
             clip_value=clip_value,
             skip_nonfinite=skip_nonfinite,
+            zero_grad=zero_grad,
         )
 
     def scaled_step(
@@ -101,6 +111,7 @@ class GradientOptimizer(Optimizer):
         grads: Any = None,
         max_norm: float | None = None,
         clip_value: float | None = None,
+        zero_grad: bool = False,
     ) -> Any:
         """Update with gradients multiplied by `inverse_scale`, unless one of them is inf or NaN.
 
@@ -112,6 +123,8 @@ class GradientOptimizer(Optimizer):
             grads: the gradients, as for `step`. Default: None, those that parameters hold.
             max_norm, clip_value: the norm, and the magnitude of an element, that unscaled gradients
                 may have at most. Default: None, any.
+            zero_grad: set the gradients to zero, as `step` does, also if one is inf or NaN.
+                Default: False.
 
         Returns:
             The optimizer itself; None if the step was left out. `step_skipped` then says so, and
@@ -119,7 +132,11 @@ class GradientOptimizer(Optimizer):
         """
         if not hooks.concern(self):
             self._step(
-                grads=grads, max_norm=max_norm, clip_value=clip_value, _inverse_scale=inverse_scale
+                grads=grads,
+                max_norm=max_norm,
+                clip_value=clip_value,
+                zero_grad=zero_grad,
+                _inverse_scale=inverse_scale,
             )
         elif norm_and_finite(self._views(grads), inverse_scale)[1]:
 
@@ -128,11 +145,19 @@ class GradientOptimizer(Optimizer):
 
             asked = {"grads": grads, "max_norm": max_norm, "clip_value": clip_value}
             given = {name: value for name, value in asked.items() if value is not None}
+            if zero_grad:
+                given["zero_grad"] = True
             hooks.call(step, (self,), given)
         else:
-            self.step_skipped = True
-            self.skipped_steps += 1
+            self.leave_out(zero_grad)
         return None if self.step_skipped else self
+
+    def leave_out(self, zero_grad: bool = False) -> None:
+        """Count a step as left out, and set the gradients to zero if that was asked for."""
+        self.step_skipped = True
+        self.skipped_steps += 1
+        if zero_grad:
+            self.zero_grad(set_to_none=False)
 
     def _views(self, grads: Any) -> list[np.ndarray]:
         """The views of all gradients that there are."""
@@ -149,10 +174,13 @@ class GradientOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         skip_nonfinite: bool | None = None,
+        zero_grad: bool = False,
         _inverse_scale: float | None = None,
         _ending: Ending | None = None,
     ) -> Any:
         self.step_skipped = False
+        if zero_grad is not False:
+            ZERO_GRAD.check("zero_grad", zero_grad)
         if max_norm is not None:
             max_norm = checks.limit("max_norm", max_norm)
         if clip_value is not None:
@@ -176,12 +204,17 @@ class GradientOptimizer(Optimizer):
                     "give grads= or a closure, but not both: a closure may return (loss, grads)"
                 )
             result, grads = gradients.of_closure(closure())
+        if zero_grad and grads is not None:
+            raise ValueError(
+                "zero_grad=True sets the gradients that parameters hold to zero, but this step was "
+                "given others: fill those yourself, array.fill(0)"
+            )
         given = None if grads is None else self._given(grads)
         if _inverse_scale is None and self._skips(skip_nonfinite):
             _inverse_scale = 1.0  # what is done for a loss scaler
-        self._apply(given, max_norm, clip_value, _inverse_scale, _ending)
+        self._apply(given, max_norm, clip_value, _inverse_scale, _ending, zeroes=zero_grad)
         if self.step_skipped:
-            self.skipped_steps += 1
+            self.leave_out(zero_grad)
         return result
 
     def _skips(self, skip_nonfinite: bool | None) -> bool:
@@ -196,6 +229,7 @@ class GradientOptimizer(Optimizer):
         inverse_scale: float | None,
         ending: Ending | None = None,
         factor: float = 1.0,
+        zeroes: bool = False,
     ) -> None:
         """Update every parameter that has a gradient, or raise and have done nothing.
 
@@ -207,6 +241,7 @@ class GradientOptimizer(Optimizer):
             ending: makes the calls that do the step, and further ones with them, or raises. Default:
                 None, `commit`.
             factor: gradients are multiplied by it. Default: 1.
+            zeroes: gradients are set to zero; but not in a step that is left out. Default: False.
         """
         raise NotImplementedError(f"{type(self).__name__} must define _apply")
 

@@ -206,6 +206,7 @@ class Mixed(GradientOptimizer):
         inverse_scale: float | None,
         ending: Ending | None = None,
         factor: float = 1.0,
+        zeroes: bool = False,
     ) -> None:
         parts = self._sorted()
         views = given or [[p._grad_view for p in group["params"]] for group in self.param_groups]
@@ -213,6 +214,8 @@ class Mixed(GradientOptimizer):
         if not every and self._parameters():
             self._say_no_gradients()
         self._check_apart(views)
+        if zeroes and len(parts) > 1:
+            self._check_erasable(views)
         if max_norm is not None or inverse_scale is not None:
             factor *= inverse_scale or 1.0
             self._grad_norm, finite = norm_and_finite(every, factor)
@@ -235,7 +238,13 @@ class Mixed(GradientOptimizer):
             own = None if given is None else [given[i] for i in rows]
             # Each waits with its calls until those behind it have theirs: what fails writes nothing.
             part._apply(
-                own, None, clip_value, None, lambda made: go_on(place + 1, [*before, *made]), factor
+                own,
+                None,
+                clip_value,
+                None,
+                lambda made: go_on(place + 1, [*before, *made]),
+                factor,
+                zeroes,
             )
 
         try:
@@ -278,6 +287,20 @@ class Mixed(GradientOptimizer):
         if buffers.overlapping(written, [view for view in flat if view is not None]):
             arrays.apart(written, whose)
             arrays.outside(flat, called, 0, written, whose)
+
+    def _check_erasable(self, views: list[gradients.Views]) -> None:
+        """Raise ValueError if gradients of different optimizers share memory, which they set to zero."""
+        called = [
+            name for group in self.param_groups for name in members.names(group, group["params"])
+        ]
+        flat = [view for each in views for view in each]
+        arrays.apart_if_erased(
+            [
+                (members.label(i, name), view)
+                for i, (name, view) in enumerate(zip(called, flat))
+                if view is not None
+            ]
+        )
 
     # ---- averages ----
 

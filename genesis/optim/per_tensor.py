@@ -68,10 +68,11 @@ class PerTensor(GradientOptimizer):
         inverse_scale: float | None,
         ending: Ending | None = None,
         factor: float = 1.0,
+        zeroes: bool = False,
     ) -> None:
         for number, group in enumerate(self.param_groups):
             self._check_group(group, number)
-        work = self._work(given)
+        work = self._work(given, zeroes)
         if not work and self._parameters():
             self._say_no_gradients()
         if max_norm is not None or inverse_scale is not None:
@@ -91,15 +92,20 @@ class PerTensor(GradientOptimizer):
         actions = [
             self.state.updating({each.parameter: each.state for each in work}),
             *writes,
+            *(assign(each.gradient, np.zeros((), np.uint8)) for each in work if zeroes),
             partial(setattr, self, "_step_count", self._step_count + 1),
         ]
         prepared(actions)() if ending is None else ending(actions)
 
-    def _work(self, given: list[Views] | None) -> list[Work]:
-        """What there is to do for the parameters that have gradients, every array verified."""
+    def _work(self, given: list[Views] | None, zeroes: bool = False) -> list[Work]:
+        """What there is to do for the parameters that have gradients, every array verified.
+
+        With `zeroes` gradients must be such that they can be set to zero.
+        """
         work: list[Work] = []
         written: list[arrays.Used] = []
         others: list[arrays.Used] = []
+        erased: list[tuple[str, np.ndarray]] = []
         everyone: list[tuple[dict[str, Any], Parameter, Any, str | None]] = []
         for i, group in enumerate(self.param_groups):
             parameters = list(group["params"])
@@ -117,6 +123,9 @@ class PerTensor(GradientOptimizer):
                         f'{parameter.device}: move them with optimizer.to("cpu")'
                     )
                 others.append(arrays.Used(f"the gradient of {title}", gradient, shape))
+                if zeroes:
+                    arrays.erasable(gradient, title)
+                    erased.append((title, gradient))
             # A parameter without gradient stays as it is, as does its state: nothing may lie there.
             used = others if gradient is None else written
             used.append(arrays.Used(title, parameter._view, shape, parameter.device))
@@ -133,6 +142,7 @@ class PerTensor(GradientOptimizer):
                 settings = hyper.at(self._hypers, group, scheduled, state.get("step", 0))
                 work.append(Work(settings, parameter, gradient, state, counted))
         arrays.usable(written, others)
+        arrays.apart_if_erased(erased)
         return work
 
     def _complete(

@@ -104,6 +104,7 @@ class Plan:
         first: the number of the first parameter among all of the optimizer's.
         check_lr: raises unless the learning rate of a group like it is valid.
         clips: whether an update clips the elements of gradients, to a value that `set_scalars` takes.
+        zeroes: whether an update sets the gradients to zero.
         of_all: where the numbers of all tensors are; None, there are none.
 
     Attributes:
@@ -127,9 +128,11 @@ class Plan:
         first: int,
         check_lr: Callable[[dict[str, Any]], None],
         clips: bool,
+        zeroes: bool,
         of_all: OfAllTensors | None,
     ):
-        self.recipe, self.first, self.check_lr, self.clips = recipe, first, check_lr, clips
+        self.recipe, self.first, self.check_lr = recipe, first, check_lr
+        self.clips, self.zeroes = clips, zeroes
         self.of_all: kernels.OfAll | None = None
         self.settings = settings
         self.scheduled = hyper.scheduled(recipe.hypers, settings)
@@ -169,6 +172,7 @@ class Plan:
                 kept=np.array([self._numbers_kept[row] for row in rows]),
                 of_all=self.of_all,
                 measures=self.options.measures,
+                zeroes=zeroes,
                 keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
             )
             cells[rows] = launch.cells()
@@ -242,6 +246,8 @@ class Plan:
             what = members.label(self.first + row, self.called[row])
             arrays.writable(buffers.check(view, what), what)
             arrays.gradient(gradient, view, what)
+            if self.zeroes:
+                arrays.erasable(gradient, what)
             entries, numbers, begins, new_average = self._entries(parameter, view, what)
             named = {"": view}
             for name in self.written.states:
@@ -390,6 +396,11 @@ class Plan:
         """Let `compare` find gradients that may share memory with what the step writes."""
         self._watch.guard(regions)
 
+    @property
+    def places(self) -> np.ndarray:
+        """Where each gradient lay when it was last looked at; -1 for what is unknown."""
+        return self._watch.places
+
     def take(self) -> None:
         """Use the gradients that `look` has found, where the launches cannot see for themselves."""
         if self.indirect or self._elsewhere:
@@ -451,6 +462,8 @@ class StepPlan:
         self.plans = plans
         self._none_given: list[Views | None] = [None] * len(plans)
         self._clips = any(plan.clips for plan in plans)
+        self._zeroes = any(plan.zeroes for plan in plans)
+        self._erased: list[np.ndarray] | None = None
         self.indirect = [plan for plan in plans if plan.indirect]
         measures = [plan.options.measures for plan in plans]
         self.measuring: list[list[kernels.Launch] | None] | None = None
@@ -548,9 +561,12 @@ class StepPlan:
         state: State,
         given: list[Views] | None,
         clips: bool,
+        zeroes: bool,
     ) -> bool:
         """Whether groups and state are as they were at the last step, but for other gradients."""
-        if len(groups) != len(self.plans) or clips is not self._clips:
+        if len(groups) != len(self.plans):
+            return False
+        if clips is not self._clips or zeroes is not self._zeroes:
             return False
         edits = state._edits
         for plan, group, views in zip(self.plans, groups, given or self._none_given):
@@ -594,6 +610,26 @@ class StepPlan:
         else:
             plan.take()
         return found
+
+    def check_erasable(self) -> None:
+        """Raise ValueError if gradients share memory, of a step that sets them to zero."""
+        places = [plan.places for plan in self.plans]
+        if self._erased is not None and all(map(np.array_equal, places, self._erased)):
+            return
+        found = [
+            (members.label(plan.first + row, plan.called[row]), plan.held[row])
+            for plan in self.plans
+            for bucket in plan.buckets
+            for row in bucket.rows
+        ]
+        arrays.apart_if_erased(found)
+        known = all(
+            (each[bucket.rows] >= 0).all()
+            for plan, each in zip(self.plans, places)
+            for bucket in plan.buckets
+        )
+        # Of one that does not lie flat more than its place would have to be the same.
+        self._erased = [each.copy() for each in places] if known and not self.indirect else None
 
     def actions(self) -> list[partial]:
         """The calls, for `commit`, that do the step, from new state to the numbers in it."""

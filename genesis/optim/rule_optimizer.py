@@ -127,9 +127,12 @@ class RuleOptimizer(GradientOptimizer):
         inverse_scale: float | None,
         ending: Ending | None = None,
         factor: float = 1.0,
+        zeroes: bool = False,
     ) -> None:
         # All that can fail comes first: a bad number in the last group leaves the first untouched.
-        step = self._planned(given, clip_value is not None)
+        step = self._planned(given, clip_value is not None, zeroes)
+        if zeroes:
+            step.check_erasable()
         step.set_scalars(clip_value)
         if factor != 1:
             for bucket in step.buckets:
@@ -157,12 +160,12 @@ class RuleOptimizer(GradientOptimizer):
     def _changes(self) -> measured.Changes | None:
         return None if self._measuring is None else measured.of_launches(self._measuring)
 
-    def _planned(self, given: list[Views] | None, clips: bool) -> StepPlan:
+    def _planned(self, given: list[Views] | None, clips: bool, zeroes: bool) -> StepPlan:
         """The plan for the next step, the kept one if it fits. Nothing has changed so far."""
         kept = None
         try:
             kept = self._plans.pop()
-            if kept.fits(self.param_groups, self._state, given, clips):
+            if kept.fits(self.param_groups, self._state, given, clips, zeroes):
                 return kept
         except IndexError:  # the first step, or one that another thread is in the middle of
             pass
@@ -177,7 +180,7 @@ class RuleOptimizer(GradientOptimizer):
             of_all = self._of_all(kept) if self._recipe.sums_over_all else None
             for i, group in enumerate(self.param_groups):
                 views = None if given is None else given[i]
-                plans.append(self._plan(i, group, first, kept, views, clips, of_all))
+                plans.append(self._plan(i, group, first, kept, views, clips, zeroes, of_all))
                 first += len(plans[-1].parameters)
             if kept is not None and plans == kept.plans:
                 return kept
@@ -209,6 +212,7 @@ class RuleOptimizer(GradientOptimizer):
         kept: StepPlan | None,
         given: Views | None,
         clips: bool,
+        zeroes: bool,
         of_all: OfAllTensors | None,
     ) -> Plan:
         """The plan of group `i`, the kept one if it still fits.
@@ -216,7 +220,7 @@ class RuleOptimizer(GradientOptimizer):
         `first` is the number of its first parameter among all of them.
         """
         plan = kept.plans[i] if kept is not None and i < len(kept.plans) else None
-        if plan is not None and (plan.first != first or plan.clips is not clips):
+        if plan is not None and (plan.first, plan.clips, plan.zeroes) != (first, clips, zeroes):
             plan = None
         settings = None if plan is None else plan.settings
         if settings is None or not _same(settings, group):
@@ -228,7 +232,7 @@ class RuleOptimizer(GradientOptimizer):
         if type(parameters) is not list:
             parameters = list(parameters)
         if plan is None or not kept.still_fits(plan, parameters, self._state, given):  # type: ignore[union-attr]
-            plan = self._new_plan(settings, parameters, first, given, clips, of_all)
+            plan = self._new_plan(settings, parameters, first, given, clips, zeroes, of_all)
         plan.settings = settings
         return plan
 
@@ -239,6 +243,7 @@ class RuleOptimizer(GradientOptimizer):
         first: int,
         given: Views | None,
         clips: bool,
+        zeroes: bool,
         of_all: OfAllTensors | None,
     ) -> Plan:
         members.check_parameters(parameters)
@@ -257,6 +262,7 @@ class RuleOptimizer(GradientOptimizer):
             first,
             self._check_lr,
             clips,
+            zeroes,
             of_all,
         )
 

@@ -117,8 +117,7 @@ class SAM(Wrapper):
         if self._skips(given.get("skip_nonfinite")):
             found = [view for each in views for view in each if view is not None]
             if not norm_and_finite(found, 1.0)[1]:
-                self.step_skipped = True
-                self.skipped_steps += 1
+                self.leave_out(given.get("zero_grad", False))
                 return loss
         move, back, parameters = self._ways(views)
         # Whatever ends the second evaluation: the way back is ready before the first step away.

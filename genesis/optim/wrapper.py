@@ -141,6 +141,8 @@ class Wrapper(GradientOptimizer):
         """
         inner = self.optimizer
         scale = given.pop("_inverse_scale", None)
+        if given.get("zero_grad") is False:
+            del given["zero_grad"]  # hooks see what was asked for
 
         def step(_: Any, *args: Any, **kwargs: Any) -> Any:
             return inner._step(*args, **kwargs, _inverse_scale=scale, _ending=ending)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import buffers, cuda_driver
+from .. import transforms
 from ..reductions import EPSILON
 from . import launching, streams, templates
 
@@ -118,12 +119,14 @@ class Update:
         self._launch_clipped = mirror.launcher(kernel, *results, self.factor)
         self.clips_next = False
         """Whether the next launch multiplies gradients by what the device has in `factor`."""
+        self.afterwards: list[partial] = []
+        """What belongs to the update and comes behind it on the stream."""
 
     steady = True
 
     def actions(self) -> list[partial]:
         """The calls that put the update on the stream."""
-        return [partial(self)]
+        return [partial(self), *self.afterwards]
 
     def measured(self) -> np.ndarray:
         """See `target.Update`."""
@@ -303,6 +306,7 @@ def bind(
     moments: np.ndarray | None = None,
     sums: Summing | None = None,
     measures: bool = False,
+    zeroes: bool = False,
 ) -> Update | Summed:
     """See `target.Target`, as for the functions below."""
     if moments is not None:
@@ -316,9 +320,13 @@ def bind(
     if copy:
         rule = templates.rule_with_copy(rule, copy, table.storages[-1])
     mirror = on_device(table)
+    numbers = 0 if sums is None else sums.sums.numbers
+    update = Update(rule, mirror, scalars, numbers, measures)
+    if zeroes:
+        zero = np.zeros(1, table.arithmetic)
+        update.afterwards = bind_transform(transforms.fill, table, zero)()
     if sums is None:
-        return Update(rule, mirror, scalars, measures=measures)
-    update = Update(rule, mirror, scalars, sums.sums.numbers, measures)
+        return update
     return Summed(sums, mirror, scalars, copy == "master", clips, update)
 
 
