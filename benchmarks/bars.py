@@ -238,6 +238,15 @@ def _bars() -> list[Bar]:
     scaled = _ratio("scaled/AdamW/resnet50", *TORCH)
     claim = "unscale + check + clip + step, ResNet-50: beside torch's fastest path"
     at_least(6, claim, scaled, 2.0)
+    for work, what, bound in (
+        ("clip", "clip alone, ResNet-50", 1.0),
+        ("clip_within", "clip alone, within the norm, ResNet-50", 2.0),
+    ):
+        name = f"{work}/AdamW/resnet50"
+        at_least(16, f"{what}: beside torch's fastest path", _ratio(name, *TORCH), bound)
+        at_least(16, f"{what}: of the roofline", _fraction(name), 0.85, "")
+    claim = "clip alone, MLP: beside NumPy"
+    at_least(16, claim, _ratio("clip/AdamW/mlp", "NumPy"), 1.0)
     claim = "unscale + check + clip + step + zero, ResNet-50: beside torch fused"
     at_least(16, claim, _ratio("scaled/AdamW/resnet50", "torch fused"), 1.75)
     return found

@@ -29,6 +29,9 @@ from reference import REFERENCES
 Shapes = Sequence[tuple[int, ...]]
 
 MAX_NORM = 1.0
+NO_LIMIT = 1e6
+"""A norm that is never reached, so that nothing is left to do once it is known."""
+
 SCALE = 1024.0
 """A loss scale, for workloads that unscale."""
 
@@ -85,6 +88,10 @@ class Trainer:
         """Clip the gradients' norm in place."""
         raise Missing("has no clipping")
 
+    def clip_within(self) -> None:
+        """The same for a norm that is within the limit."""
+        raise Missing("has no clipping")
+
     def clip_step_zero(self) -> None:
         """A step with clipped gradients, which then are zeros."""
         raise Missing("has no clipping")
@@ -139,6 +146,9 @@ class Genesis(Trainer):
 
     def clip(self) -> None:
         genesis.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
+
+    def clip_within(self) -> None:
+        genesis.nn.utils.clip_grad_norm_(self.params, NO_LIMIT)
 
     def clip_step_zero(self) -> None:
         self.optimizer.step(max_norm=MAX_NORM, zero_grad=True)
@@ -232,9 +242,12 @@ class Torch(Trainer):
         self._source = self._source or self._gradients()
         self._torch._foreach_copy_([param.grad for param in self.params], self._source)
 
-    def clip(self) -> None:
+    def clip(self, max_norm: float = MAX_NORM) -> None:
         clip = self._torch.nn.utils.clip_grad_norm_
-        clip(self.params, MAX_NORM, foreach=self._foreach)
+        clip(self.params, max_norm, foreach=self._foreach)
+
+    def clip_within(self) -> None:
+        self.clip(NO_LIMIT)
 
     def clip_step_zero(self) -> None:
         self.clip()
@@ -265,8 +278,8 @@ class UnderTorch(Torch):
         module("genesis.torch")
         return getattr(genesis.torch, case.name)(self.params, **case.hyper, strict=True)
 
-    def clip(self) -> None:
-        genesis.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
+    def clip(self, max_norm: float = MAX_NORM) -> None:
+        genesis.nn.utils.clip_grad_norm_(self.params, max_norm)
 
     @property
     def columns(self) -> list[list[np.ndarray]]:
@@ -401,9 +414,12 @@ class PlainNumpy(Trainer):
         for grad, source in zip(self._grads, gradients(self._shapes)):
             np.copyto(grad, source)
 
-    def clip(self) -> None:
+    def clip_within(self) -> None:
+        self.clip(NO_LIMIT)
+
+    def clip(self, max_norm: float = MAX_NORM) -> None:
         norm = float(np.sqrt(sum(float(np.vdot(grad, grad)) for grad in self._grads)))
-        factor = np.float32(min(1.0, MAX_NORM / (norm + 1e-6)))
+        factor = np.float32(min(1.0, max_norm / (norm + 1e-6)))
         for grad in self._grads:
             grad *= factor
 

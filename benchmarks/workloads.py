@@ -41,6 +41,7 @@ BEYOND_TORCH = ("genesis", "package", "NumPy")
 PASSES = {
     "step": ("step",),
     "clip": ("norm", "scale"),
+    "clip_within": ("norm",),
     "zero": ("zero",),
     "clip_step_zero": ("norm", "step, zero"),
     "scaled_clip_step_zero": ("norm", "step, zero"),
@@ -247,7 +248,7 @@ def contest_of(
         if isinstance(trainer, Genesis):
             ours = trainer
     if ours is not None:
-        if method in ("clip", "zero"):
+        if method in ("clip", "clip_within", "zero"):
             ours.step()  # so that there is state
         columns = ours.columns
         if PRANGE in names:
@@ -311,6 +312,8 @@ def _steps() -> list[Workload]:
         title = "unscale + check + clip + AdamW step + zero"
         found.append(passes("scaled/AdamW", title, "scaled_clip_step_zero"))
         found.append(passes("clip/AdamW", "clip alone", "clip"))
+        title = "clip alone, a norm within the limit"
+        found.append(passes("clip_within/AdamW", title, "clip_within"))
         found.append(passes("zero/AdamW", "zero alone", "zero"))
     return found
 

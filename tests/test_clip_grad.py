@@ -1,7 +1,10 @@
 """Gradient clipping: every norm against NumPy and torch, in place and folded into the step."""
 
 import copy
+import gc
 import math
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from genesis.nn.utils import (
     clip_grad_value_,
     clip_grads_with_norm_,
     get_total_norm,
+    kept,
 )
 
 SHAPES = [(10, 5), (10,), (), (0,), (3, 4, 2), (4,)]
@@ -411,3 +415,116 @@ def test_a_clipped_run_survives_a_copy_of_the_optimizer():
     opt = genesis.optim.SGD(params, lr=0.1)
     opt.step(max_norm=1.0)
     assert copy.deepcopy(opt).grad_norm == 5.0
+
+
+def kept_tables():
+    return len(kept._KEPT)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tables of NumPy arrays")
+def test_tables_are_kept_and_arrays_are_not():
+    kept._KEPT.clear()
+    grads = gradients(np.float32)
+    given = [grads, dict(enumerate(grads)), parameters(grads, np.float32), tuple(grads)]
+    for each in given:
+        clip_grad_norm_(each, 0.1)
+        get_total_norm([array.copy() for array in grads])
+        clip_grad_value_(each, 0.01)
+    assert kept_tables() == 1
+    gone = weakref.ref(grads[0])
+    del grads, given, each
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tables of NumPy arrays")
+def test_tables_see_what_becomes_of_arrays_between_calls():
+    kept._KEPT.clear()
+
+    def check(grads):
+        expected = numpy_norm(grads, 2.0)
+        scaled = [np.asarray(grad, np.float64) * (0.5 / (expected + 1e-6)) for grad in grads]
+        assert clip_grad_norm_(grads, 0.5) == pytest.approx(expected, rel=1e-6)
+        for grad, right in zip(grads, scaled):
+            np.testing.assert_allclose(grad, right, rtol=1e-6)
+
+    shapes = [(4, 3), (5,), (2, 2)]
+    rng = np.random.default_rng(2)
+
+    def new(dtype=np.float32):
+        return [rng.standard_normal(shape).astype(dtype) + 1 for shape in shapes]
+
+    grads = new()
+    check(grads)
+    check(new())  # elsewhere
+    check(new(np.float64))
+    check(new())
+    grads = new()
+    grads[1].resize(7, refcheck=False)
+    grads[1] += 1
+    check(grads)
+    grads = new()
+    grads[0] = np.asfortranarray(grads[0])
+    check(grads)
+    grads = new()
+    grads[0] = np.repeat(grads[0], 2, axis=0)[::2]
+    check(grads)
+    grads = new()
+    grads[1] = np.frombuffer(b"x" + grads[1].tobytes(), np.uint8)[1:].copy().view(np.float32)
+    check(grads)
+    odd = bytearray(21)
+    grads[1] = np.frombuffer(odd, np.float32, 5, offset=1)
+    grads[1][:] = 3
+    check(grads)
+    grads = [grad.view(Named) for grad in new()]
+    check(grads)
+    grads = new()
+    grads[2].flags.writeable = False
+    with pytest.raises(ValueError, match="'2' is read-only"):
+        clip_grad_norm_(grads, 0.5)
+    with pytest.raises(TypeError, match="int"):
+        clip_grad_norm_([grad.astype(int) for grad in new()], 0.5)
+    memory = rng.standard_normal(40).astype(np.float32)
+    check([memory[:12].reshape(4, 3), memory[12:17], memory[20:24].reshape(2, 2)])
+    with pytest.raises(ValueError, match="share a part"):
+        clip_grad_norm_(
+            [memory[:12].reshape(4, 3), memory[11:16], memory[20:24].reshape(2, 2)], 0.5
+        )
+    check([memory[:12].reshape(4, 3), memory[12:17], memory[20:24].reshape(2, 2)])
+    check(new())
+
+
+class Named(np.ndarray):
+    """A subclass, as other libraries have them."""
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tables of NumPy arrays")
+def test_gradients_within_the_norm_are_not_written():
+    grads = gradients(np.float32)
+    grads[0][0, 0] = np.uint32(0x7FC00001).view(
+        np.float32
+    )  # a NaN whose bits arithmetic would change
+    before = [grad.tobytes() for grad in grads]
+    clip_grads_with_norm_(grads, 1.0, 0.5)
+    assert [grad.tobytes() for grad in grads] == before
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tables of NumPy arrays")
+def test_threads_do_not_share_tables():
+    """Arrays of the same shapes in several threads, and other shapes with the same key."""
+    expected, failures = {}, []
+    sets = [[np.full(shape, 1.0 + i) for shape in ((3,), (2, i % 2 + 1), (4,))] for i in range(4)]
+    for i, grads in enumerate(sets):
+        expected[i] = numpy_norm(grads, 2.0)
+
+    def work(i):
+        for _ in range(300):
+            if get_total_norm(sets[i]) != pytest.approx(expected[i], rel=1e-14):
+                failures.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ from ...commit import commit
 from ...kernels import overlaps, reductions, transforms
 from ...parameter import Parameter
 from ...sparse import SparseGrad
+from . import kept
+
+_GRADIENT = attrgetter("_grad_view")
 
 
 def get_total_norm(
@@ -61,14 +65,17 @@ def get_total_norm(
     tensors, of_torch = _sorted_out(tensors)
     if of_torch:
         return _for_torch().get_total_norm(of_torch, norm_type, error_if_nonfinite, foreach)
-    total = kernels.norm(_batches_of(tensors), norm_type)
-    if error_if_nonfinite and not math.isfinite(total):
-        raise reductions.not_finite(norm_type)
-    return total
+    with kept.Tabled(_at_once(tensors), writing=False) as tables:
+        if tables is not None:
+            return _checked(tables.norm(norm_type), norm_type, error_if_nonfinite)
+    return _checked(kernels.norm(_batches_of(tensors), norm_type), norm_type, error_if_nonfinite)
 
 
 def norm_and_finite(tensors: Any, factor: float) -> tuple[float, bool]:
     """The 2-norm of arrays times a factor, and whether they are finite, before and after."""
+    with kept.Tabled(_at_once(tensors), writing=False) as tables:
+        if tables is not None:
+            return kernels.norm_and_finite(tables.batches, factor)
     return kernels.norm_and_finite(_batches_of(tensors), factor)
 
 
@@ -156,6 +163,13 @@ def clip_grad_norm_(
             of_torch, max_norm, norm_type, error_if_nonfinite, foreach
         )
     max_norm = checks.limit("max_norm", max_norm)
+    with kept.Tabled(_at_once(parameters), writing=True) as tables:
+        if tables is not None:
+            total = _checked(tables.norm(norm_type), norm_type, error_if_nonfinite)
+            factor = reductions.clip_factor(max_norm, total)
+            if factor != 1:
+                tables.transform(transforms.scale, (factor,))
+            return total
     gradients = _gradients(parameters)
     total = get_total_norm([each.array for each in gradients], norm_type, error_if_nonfinite)
     _transform(gradients, transforms.scale, (reductions.clip_factor(max_norm, total),))
@@ -192,6 +206,10 @@ def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
     if of_torch:
         _for_torch().clamp_gradients(of_torch, lower, upper)
         return
+    with kept.Tabled(_at_once(parameters), writing=True) as tables:
+        if tables is not None:
+            tables.transform(transforms.clamp, (lower, upper))
+            return
     gradients = _gradients(parameters)
     if any(isinstance(each.array, SparseGrad) for each in gradients):
         raise TypeError(
@@ -203,7 +221,35 @@ def clamp_gradients(parameters: Any, lower: float, upper: float) -> None:
 
 def scale_gradients(parameters: Any, factor: float) -> None:
     """Multiply gradients by a factor, in place."""
+    with kept.Tabled(_at_once(parameters), writing=True) as tables:
+        if tables is not None:
+            if factor != 1:
+                tables.transform(transforms.scale, (factor,))
+            return
     _transform(_gradients(parameters), transforms.scale, (factor,))
+
+
+def _checked(total: float, norm_type: float, error_if_nonfinite: bool) -> float:
+    """A norm; RuntimeError if it is inf or NaN and must not be."""
+    if error_if_nonfinite and not math.isfinite(total):
+        raise reductions.not_finite(norm_type)
+    return total
+
+
+def _at_once(values: Any) -> list[Any] | None:
+    """The gradients that parameters hold, or the leaves of a list or dict, without a look at each.
+
+    None for other trees, of which `_gradients` and `_batches_of` know more. What is no array among what
+    is found, is to be told by them, too.
+    """
+    if type(values) is dict:
+        return list(values.values())
+    if type(values) not in (list, tuple):
+        return [values] if type(values) is np.ndarray else None
+    kinds = set(map(type, values))
+    if kinds == {Parameter}:
+        return [view for view in map(_GRADIENT, values) if view is not None]
+    return list(values) if kinds == {np.ndarray} else None
 
 
 class _Gradient(NamedTuple):
@@ -261,6 +307,8 @@ def _is_iterator(value: Any) -> bool:
 
 def _sorted_out(values: Any) -> tuple[Any, list[Any]]:
     """What functions here are given, iterators as lists; and the tensors, if they are torch's."""
+    if type(values) in (list, tuple) and values and type(values[0]) in (Parameter, np.ndarray):
+        return values, []  # torch's among others are found later
     if _is_iterator(values):
         values = list(values)
     if "torch" not in sys.modules:
