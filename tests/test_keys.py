@@ -59,9 +59,9 @@ def test_two_closures_of_one_factory():
 
 def test_an_equal_closure_compiles_nothing():
     moved(factory(1.5))
-    before = cpu._compiled.cache_info().misses
+    before = cpu.updating.compiled.cache_info().misses
     assert moved(factory(1.5)) == -4.5
-    assert cpu._compiled.cache_info().misses == before
+    assert cpu.updating.compiled.cache_info().misses == before
 
 
 RULE = "def rule(param, grad, state, hyper):\n    return {}, state\n"
@@ -367,7 +367,7 @@ def test_damaged_files_are_compiled_anew(damage, filled, tmp_path, monkeypatch, 
     for path, content in zip(files, whole):
         path.write_bytes(damage(content))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
-    cpu._compiled.cache_clear()
+    cpu.updating.compiled.cache_clear()
     with caplog.at_level(logging.WARNING, "genesis"):
         target = np.zeros(1, np.float32)
         launch = kernels.prepare(rules.copy, [[np.full(1, 3, "f4")], [target]], 0)
@@ -376,7 +376,7 @@ def test_damaged_files_are_compiled_anew(damage, filled, tmp_path, monkeypatch, 
     assert target[0] == 3
     assert sum("is damaged" in record.message for record in caplog.records) == len(files)
     caplog.clear()
-    cpu._compiled.cache_clear()
+    cpu.updating.compiled.cache_clear()
     with caplog.at_level(logging.WARNING, "genesis"):
         kernels.prepare(rules.copy, [[np.full(1, 3, "f4")], [target]], 0)
     assert not caplog.records  # they have been mended
@@ -513,7 +513,7 @@ print(len(compiled), failed)
 
 
 def test_threads_that_want_one_kernel_make_it_once():
-    before = cpu._compiled.cache_info().misses
+    before = cpu.updating.compiled.cache_info().misses
     results = []
     start = threading.Barrier(4)
 
@@ -527,7 +527,7 @@ def test_threads_that_want_one_kernel_make_it_once():
     for worker in workers:
         worker.join(60)
     assert results == [-63] * 4
-    assert cpu._compiled.cache_info().misses == before + 1
+    assert cpu.updating.compiled.cache_info().misses == before + 1
 
 
 def test_a_fork_that_was_interrupted_holds_nobody_up():

@@ -26,11 +26,11 @@ def half(request, monkeypatch):
     kind, by_processor = request.param
     if not by_processor:
         monkeypatch.setattr(storage, "HAS_F16C", False)
-    for made in (cpu._compiled, storage.reader, storage.writer):
+    for made in (cpu.updating.compiled, storage.reader, storage.writer):
         made.cache_clear()
     yield kind
     monkeypatch.undo()
-    for made in (cpu._compiled, storage.reader, storage.writer):
+    for made in (cpu.updating.compiled, storage.reader, storage.writer):
         made.cache_clear()
 
 

@@ -241,7 +241,11 @@ def folders() -> list[Path]:
 
     here = Path(__file__).parent
     found = []
-    for source in (here / "cpu.py", here / "cuda" / "templates.py"):
+    for source in (
+        here / "headers.py",
+        here / "cpu" / "working.py",
+        here / "cuda" / "templates.py",
+    ):
         # Numba asks where the function was written; the code of this one is of no account.
         code = _checksum.__code__.replace(co_filename=str(source))
         try:

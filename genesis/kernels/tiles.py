@@ -25,7 +25,7 @@ from numba.core import types
 from .. import buffers
 from ..commit import assign, commit
 from . import pointers, storage
-from .cpu import INNER, Bound, keep_number, no_chunk, work
+from .cpu.working import INNER, Bound, keep_number, no_chunk, work
 from .specialise import compile_function, specialised
 
 TILE = 65536
@@ -222,7 +222,7 @@ def _lies_flat(array: np.ndarray) -> bool:
 class Passes:
     """The passes over tensors that share storage types, which lie flat but for their gradients.
 
-    Attributes, as `cpu.Bound` takes them from a table:
+    Attributes, as `cpu.working.Bound` takes them from a table:
         addresses: a row for each tensor, see above.
         chunks: what the pass at hand consists of.
     """

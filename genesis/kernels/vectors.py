@@ -18,7 +18,7 @@ from numba.core import types
 from ..commit import commit
 from . import cpu, pointers, storage
 from .compiling import once
-from .cpu import INNER, Bound, keep_number, no_chunk, work
+from .cpu.working import INNER, Bound, keep_number, no_chunk, work
 from .specialise import compile_function, specialised
 from .table import cut
 
