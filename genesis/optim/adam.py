@@ -123,7 +123,7 @@ def AdamW(
     With `amsgrad` the largest :math:`v` so far takes the place of :math:`v` in the last line. With
     `cautious`, elements of the subtracted term whose sign is not that of :math:`g` stay away, and the
     others are longer for it; with `cautious_weight_decay`, elements do not shrink that the term lets
-    grow. (See `genesis.optim.pieces`, where there is also what other packages do.)
+    grow: see "Caution" in the guide to choosing an optimizer.
 
     State of a parameter: "step", "exp_avg" (:math:`m`), "exp_avg_sq" (:math:`v`) and with amsgrad
     "max_exp_avg_sq".

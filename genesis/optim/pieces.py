@@ -25,13 +25,13 @@ IS_DECOUPLED = hyper.flag(
 CAUTIOUS = hyper.flag(
     False,
     "move only elements that momentum does not move up their gradient, and these the further; see "
-    "`genesis.optim.pieces.cautiously`",
+    '"Caution" in the guide to choosing an optimizer',
     further=True,
 )
 CAUTIOUS_DECAY = hyper.flag(
     False,
     "decay only elements that the update does not bring further away from 0; see "
-    "`genesis.optim.pieces.shrunk`",
+    '"Caution" in the guide to choosing an optimizer',
     further=True,
 )
 AMSGRAD = hyper.flag(False, "divide by the largest average so far")

@@ -52,8 +52,8 @@ class FusedStep:
             `genesis.optim.options.Options`; `state_dtype` may be a `torch.dtype`. Any group may have
             its own. With one of them nothing is left to torch's own step, which knows none. Default:
             not there.
-        cautious, cautious_weight_decay: of `Adam`, `AdamW` and `NAdam`, likewise; see
-            `genesis.optim.pieces`.
+        cautious, cautious_weight_decay: of `Adam`, `AdamW` and `NAdam`, likewise; see "Caution" in the
+            guide to choosing an optimizer.
 
     Attributes:
         strict: see above; it may be changed at any time.
