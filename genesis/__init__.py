@@ -19,6 +19,7 @@ from ._version import __version__
 from .ahead import warmup
 from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
 from .formulas import RuleError, mean, overall, per_tensor, total, transform
+from .kernels.denormals import set_flush_denormal
 from .kernels.threads import get_num_threads, set_num_threads
 from .optim.rule import chain, rule
 from .parameter import Parameter
@@ -50,6 +51,7 @@ __all__ = [
     "rule",
     "save",
     "save_checkpoint",
+    "set_flush_denormal",
     "set_num_threads",
     "total",
     "transform",

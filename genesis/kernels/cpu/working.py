@@ -18,7 +18,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .. import storage, threads
-from ..memory import counted, fetch_add, prefetch, put_float, word
+from ..floating import floating_mode, set_floating_mode
+from ..memory import counted, fetch_add, prefetch, put, put_float, word
 from ..specialise import compile_function, specialised
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ _PATIENCE = 1000
     SIZES,  # where their numbers of elements are
     KEPT_AT,  # where the numbers kept for rows are
     OF_ALL,  # where the numbers of all tensors are
+    MODE,  # how the calling thread computes, see `floating`: helpers are to do as it does
     RECORD_SIZE,
-) = range(17)
+) = range(18)
 
 
 Record = ctypes.c_int64 * RECORD_SIZE  # its address is found in a tenth of the time of an array's
@@ -93,6 +95,7 @@ def work(record, helping):
     count = word(record + 8 * CHUNK_COUNT)
     results = word(record + 8 * RESULTS)
     claims = word(record + 8 * CLAIMS)
+    own_mode = 0
     if helping:
         patience = _PATIENCE
         while counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
@@ -100,7 +103,10 @@ def work(record, helping):
             if patience == 0:
                 return 0
             _yield()
+        own_mode = floating_mode()
+        set_floating_mode(word(record + 8 * MODE))
     elif claims != 0:
+        put(record + 8 * MODE, floating_mode())
         fetch_add(claims + 16, 1)
     hyper = scalars_of(word(record + 8 * SCALARS))
     moment = word(word(record + 8 * MOMENT))
@@ -128,6 +134,8 @@ def work(record, helping):
         fetch_add(claims + 8, done)
         while not helping and counted(claims + 8) < count:
             _yield()
+    if helping:
+        set_floating_mode(own_mode)
     return done
 
 
