@@ -18,10 +18,10 @@ from .norms import clip, norm, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Combination", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch",
-    "MAY_OVERLAP", "MOVED", "OfAll", "block_updates", "cells", "clip", "confident_updates",
-    "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "likeness", "norm",
-    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "staying",
-    "watch", "working",
+    "MAY_OVERLAP", "MOVED", "OfAll", "block_updates", "cells", "chunk_length", "clip",
+    "confident_updates", "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries",
+    "kept_list", "likeness", "norm", "norm_and_finite", "prepare", "prepare_flat", "question",
+    "regions", "slot_offset", "staying", "watch", "working",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -34,6 +34,11 @@ order than the one it belongs to; it is none of what is expected. See `handles.l
 MOVED, MEETS = 1, 2
 """What is said of a table that does not fit any more: it writes elsewhere than it did, or a gradient
 lies where it writes. See `handles.stays`."""
+
+
+def chunk_length() -> int:
+    """How many elements of a tensor a kernel for the CPU works on at once, and sums up by themselves."""
+    return import_module(".compiling", __name__).target_named("cpu").CHUNK
 
 
 def ids(things: Sequence[Any]) -> np.ndarray:

@@ -121,7 +121,7 @@ class GradientOptimizer(Optimizer):
             self._step(
                 grads=grads, max_norm=max_norm, clip_value=clip_value, _inverse_scale=inverse_scale
             )
-        elif norm_and_finite(self._views(grads), inverse_scale)[1]:
+        elif self._finite_everywhere(norm_and_finite(self._views(grads), inverse_scale)[1]):
 
             def step(_: Optimizer, **kwargs: Any) -> Any:
                 return self._step(**kwargs, _inverse_scale=inverse_scale)
@@ -133,6 +133,10 @@ class GradientOptimizer(Optimizer):
             self.step_skipped = True
             self.skipped_steps += 1
         return None if self.step_skipped else self
+
+    def _finite_everywhere(self, finite: bool) -> bool:
+        """Whether gradients are finite, given whether those of this process are."""
+        return finite
 
     def _views(self, grads: Any) -> list[np.ndarray]:
         """The views of all gradients that there are."""
