@@ -59,7 +59,7 @@ def save_checkpoint(path: str | os.PathLike[str], /, *unnamed: NoReturn, **objec
     values: dict[str, Any] = {}
     for title, value in objects.items():
         if _is_divided(value):
-            pieces[title] = value._own_pieces()
+            pieces[title] = value._share.pieces()
             values[title] = {"param_groups": value._saved_groups(value._last_steps)}
         elif codec.has_method(value, "state_dict"):
             plain[title] = value.state_dict()
@@ -136,7 +136,7 @@ def load_checkpoint(
                     continue
                 found = sharded.shards(name, loaded, checkpoint.load)
                 pieces = (piece for each in found for piece in sharded.pieces(each, title))
-                actions[title] = value._taking_over_pieces(saved, pieces)
+                actions[title] = value._share.taking_over(saved, pieces)
         except sharded.ShardError as error:
             raise CheckpointError(f"cannot load {name!r}: {error}") from error
         if loaded["values"].keys() <= actions.keys():
@@ -149,7 +149,7 @@ def load_checkpoint(
     restore = partial(checkpoint._restore, name, values, others, trees)
     agreement.attempt("load_checkpoint", restore)
     for title, taking_over in actions.items():
-        objects[title]._load(lambda calls=taking_over: calls)
+        objects[title]._take_over(lambda calls=taking_over: calls)
     return {**values, **{title: divided[title] for title in actions}}
 
 

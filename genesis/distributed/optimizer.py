@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 
 from .. import buffers, checks, kernels, tree
-from ..checkpoint import sharded
+from ..checkpoint.sharded import Piece, whole
 from ..commit import commit
 from ..kernels import reductions
-from ..optim import gradients, hooks, measured, members, options
+from ..optim import gradients, hooks, measured
 from ..optim.gradient_optimizer import Ending, GradientOptimizer
-from ..optim.rule_optimizer import RuleOptimizer
-from ..optim.schedule_free import ScheduleFree
 from ..optim.state import State
 from ..optim.wrapper import Wrapper
-from ..parameter import Parameter
-from ..sparse import RowsView
-from .agreement import Agreement, differences
+from . import alike
+from .agreement import Agreement
 from .buckets import Exchange
 from .failure import end_the_job_with_a_rank
+from .parts import Parts, check_writable
 from .required import mpi
-from .shards import Bucket, Division, Segment, Tensor
+from .shards import Bucket, Division, Tensor
+from .share import Share, can_cut, why_not_divided
 
 MIB = 1 << 20
-
-_NAMES = "params", "param_names"
-"""What groups have besides settings."""
-
-
-class Owned(NamedTuple):
-    """What this rank updates of a parameter.
-
-    Attributes:
-        segment: which elements.
-        piece: the parameter itself, or a part of it.
-        sum: where the mean of gradients is once all parts were added.
-    """
-
-    segment: Segment
-    piece: Parameter
-    sum: np.ndarray
 
 
 class DistributedOptimizer(Wrapper):
@@ -146,120 +128,116 @@ class DistributedOptimizer(Wrapper):
                 "for MPI.COMM_WORLD"
             )
         end_the_job_with_a_rank(comm)
-        outside = Agreement(comm)
-        error: Exception | None = None
-        try:
-            super().__init__(optimizer)
-            self.shard_state = _flag("shard_state", shard_state)
-            self.deterministic = _flag("deterministic", deterministic)
-            self._flatten = _flag("flatten", flatten)
-            self._bucket_bytes = int(_positive("bucket_mb", bucket_mb) * MIB)
-            self.parts = outside.size if parts is None else checks.integer("parts", parts, 1)
-            if communication not in (None, "bfloat16"):
-                raise ValueError(
-                    f"communication must be 'bfloat16' or None, but got {communication!r}"
-                )
-            if communication and not deterministic:
-                raise ValueError(
-                    "communication='bfloat16' needs deterministic=True, since MPI cannot sum bfloat16"
-                )
-            self.communication = communication
-            self._check_inner()
-            self._by_tensor = not _splits(optimizer)
-            optimizer._check_group(optimizer.defaults)
-        except Exception as caught:
-            error = caught
-        arguments = (shard_state, deterministic, bucket_mb, parts, communication, flatten)
-        alike = (
-            arguments,
-            None if error else (type(optimizer).__name__, self._described()),
-        )
-        outside.reach(
+        beginning = Agreement(comm)
+        settings = {
+            "shard_state": shard_state,
+            "deterministic": deterministic,
+            "bucket_mb": bucket_mb,
+            "parts": beginning.size if parts is None else parts,
+            "communication": communication,
+            "flatten": flatten,
+        }
+
+        def checked() -> tuple:
+            super(DistributedOptimizer, self).__init__(optimizer)
+            _check_settings(**settings)
+            _check_inner(optimizer, shard_state)
+            return alike.described(optimizer)
+
+        described = beginning.attempt("DistributedOptimizer", checked)
+        beginning.reach(
             "DistributedOptimizer",
-            alike,
-            lambda: {"the constructor's arguments": repr(arguments), **self._facts()},
-            error=error,
+            (settings, described),
+            lambda: {**{n: repr(v) for n, v in settings.items()}, **alike.facts(optimizer)},
         )
-        self.rank, self.size = outside.rank, outside.size
+        self.shard_state, self.deterministic = bool(shard_state), bool(deterministic)
+        self.rank, self.size = beginning.rank, beginning.size
+        self.communication = communication
+        self.parts = self.size if parts is None else int(parts)
         self.my_parts = range(self.rank, self.parts, self.size)
+        self._flatten = bool(flatten)
+        self._measured: measured.Changes | None = None
+        self._has_joined = False
         self._agreement = Agreement(comm.Dup())
-        self._set_up(comm.Dup())
-        self._take_over_state()
-
-    def _check_inner(self) -> None:
-        """Raise TypeError unless the inner optimizer can be distributed in the way asked for."""
-        inner, title = self.optimizer, type(self.optimizer).__name__
-        if isinstance(inner, Wrapper):
-            raise TypeError(
-                f"DistributedOptimizer does not work through {title}: put it around this one, "
-                f"{title}(DistributedOptimizer(optimizer))"
-            )
-        for number, parameter in enumerate(self._parameters()):
-            if parameter.device != "cpu":
-                raise TypeError(
-                    f"DistributedOptimizer works on the CPU, but {self._label(number)} is on "
-                    f"{parameter.device}"
-                )
-        if not self.shard_state:
-            return
-        of_all = isinstance(inner, RuleOptimizer) and inner._recipe.sums_over_all
-        if isinstance(inner, ScheduleFree) or of_all:
-            why = (
-                "sums over all tensors, of which a rank would see its own only"
-                if of_all
-                else "shows averages in place of parameters, which all ranks have to have"
-            )
-            raise TypeError(f"{title} {why}: give shard_state=False")
-
-    def _set_up(self, comm: Any) -> None:
-        """Divide the parameters, and make the optimizer that updates this rank's share."""
-        unit = kernels.chunk_length()
-        cut = self.shard_state and not self._by_tensor
+        cuts = self.shard_state and can_cut(optimizer)
         self._division = Division(
-            self.size, self._bucket_bytes, unit, self.shard_state and self._by_tensor, across=cut
+            self.size,
+            int(bucket_mb * MIB),
+            kernels.chunk_length(),
+            whole=self.shard_state and not cuts,
+            across=cuts,
         )
-        everyone = self._parameters()
-        self._division.add([self._tensor(n, p) for n, p in enumerate(everyone)])
         self._exchange = Exchange(
-            comm,
+            comm.Dup(),
             self._division,
             self.parts,
             self.deterministic,
-            self.communication is not None,
+            communication is not None,
             everything=not self.shard_state,
         )
-        if self._flatten:
-            self._flatten_parameters()
-        self._own: list[Owned] = []
-        self._local = self._clone() if cut else self.optimizer
-        self._local._said_no_gradients = True  # it is said here, of all ranks
-        self._measured: measured.Changes | None = None
-        self._began = False
-        self._forget()
-        self._take_in(0, self._division.buckets)
+        self._share = Share(optimizer, self.rank, self.shard_state, cuts)
+        self._divide(0)
+        self._gradients = Parts(self._share, self._exchange, self._agreement)
+        if self.shard_state and optimizer.state:
+            state = optimizer._snapshot()
+            optimizer.state = {}  # type: ignore[assignment]
+            commit(self._taking_over(state))
 
-    def _forget(self) -> None:
-        """Let nothing be known of gradients for the next step."""
-        count = len(self._parameters())
-        self._round = 0
-        self._given_by_now: np.ndarray | None = None
-        self._part: list[Any] = [None] * count
-        self._ready = [False] * count
-        self._in_round = False
-
-    def _tensor(self, number: int, parameter: Parameter) -> Tensor:
-        flat = parameter._view.flags.c_contiguous or self._flatten
-        return Tensor(number, parameter.size, parameter._view.dtype, flat or not self.shard_state)
-
-    def _flatten_parameters(self) -> None:
-        """Let parameters' arrays lie in one piece of memory."""
+    def _divide(self, first: int) -> None:
+        """Divide the parameters from `first` on among ranks."""
         everyone = self._parameters()
-        views = [parameter._view for parameter in everyone]
-        made = self._exchange.flatten(views, self._division.buckets)
-        self._replaced = {id(views[n]): (views[n], array) for n, array in made.items()}
-        for number, array in made.items():
-            everyone[number]._view = buffers.view(array)
-            everyone[number].changed()
+        tensors = [
+            # Of sums that all ranks have, any part is an array.
+            Tensor(
+                number,
+                parameter.size,
+                parameter._view.dtype,
+                parameter._view.flags.c_contiguous or self._flatten or not self.shard_state,
+            )
+            for number, parameter in enumerate(everyone)
+            if number >= first
+        ]
+        buckets = self._division.add(tensors)
+        self._exchange.follow()
+        if self._flatten:
+            views = [parameter._view for parameter in everyone]
+            made = self._exchange.flatten(views, buckets)
+            # The old arrays are kept, so that no other array gets the id of one.
+            self._replaced = {
+                **getattr(self, "_replaced", {}),
+                **{id(views[number]): (views[number], array) for number, array in made.items()},
+            }
+            for number, array in made.items():
+                everyone[number]._view = buffers.view(array)
+                everyone[number].changed()
+        self._share.add(
+            first, buckets, self._exchange.sums[len(self._exchange.sums) - len(buckets) :]
+        )
+
+    # ---- parameters ----
+
+    def broadcast_parameters(self, root: int = 0) -> None:
+        """Let all ranks have the parameters as one of them has them.
+
+        Args:
+            root: that rank. Default: 0.
+
+        Raises:
+            ValueError: there is no such rank, or ranks were given different ones.
+        """
+
+        def checked() -> None:
+            if checks.integer("root", root, 0) >= self.size:
+                raise ValueError(f"root must be a rank, 0 to {self.size - 1}, but got {root}")
+            self._share.follow()
+            check_writable(self._share)
+
+        self._agreement.attempt("broadcast_parameters", checked, root)
+        everyone = self._parameters()
+        self._exchange.broadcast([parameter._view for parameter in everyone], root)
+        for parameter in everyone:
+            parameter.changed()
+        self._gradients.compare_values(again=False)
 
     def flattened(self, params: Any) -> Any:
         """A tree of arrays with those that `flatten=True` gave parameters, in place of those they had.
@@ -296,165 +274,6 @@ class DistributedOptimizer(Wrapper):
 
         return tree.map(now, params)
 
-    # ---- the optimizer of this rank's share ----
-
-    def _clone(self) -> GradientOptimizer:
-        """An optimizer like the inner one, with the same groups and no parameters so far."""
-        inner = self.optimizer
-        local = object.__new__(type(inner))
-        local.__dict__.update(
-            {**inner.__getstate__(), "_state": State(), "param_groups": [], "_matching": None}
-        )
-        return cast(GradientOptimizer, local)
-
-    def _take_in(self, first: int, buckets: Sequence[Bucket]) -> None:
-        """Let this rank own what is its own of some buckets, and of parameters from `first` on."""
-        everyone, local = self._parameters(), self._local
-        group_of = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        self._exchange.follow()
-        found: list[tuple[Segment, np.ndarray]] = []
-        for bucket, sums in zip(buckets, self._exchange.sums[-len(buckets) :] if buckets else ()):
-            begin = bucket.starts[self.rank] if self.shard_state else 0
-            for segment in bucket.segments:
-                if not self.shard_state and segment.start == 0:
-                    segment = segment._replace(stop=everyone[segment.parameter].size, whole=True)
-                elif segment.owner != self.rank or not self.shard_state:
-                    continue
-                at = segment.at - begin
-                found.append((segment, sums[at : at + segment.size]))
-        for number in range(first, len(everyone)):
-            if not everyone[number].size and (self.rank == 0 or not self.shard_state):
-                found.append((Segment(number, 0, 0, 0, 0, True), np.empty(0, np.float32)))
-        found.sort(key=lambda each: each[0][:2])
-        if local is not self.optimizer:
-            for like in self.param_groups[len(local.param_groups) :]:
-                local.param_groups.append({**like, "params": [], "param_names": []})
-        for segment, sum_ in found:
-            piece = parameter = everyone[segment.parameter]
-            if local is not self.optimizer:
-                name = self._name(segment.parameter) or f"parameter {segment.parameter}"
-                if not segment.whole:
-                    name += f"[{segment.start}:{segment.stop}]"
-                    flat = parameter._view.reshape(-1)[segment.start : segment.stop]
-                    piece = Parameter(flat, name=name)
-                group = local.param_groups[group_of[segment.parameter]]
-                group["params"].append(piece)
-                group["param_names"].append(name)
-            shape = piece.shape
-            self._own.append(Owned(segment, piece, sum_.reshape(shape)))
-        self._arrays = [parameter._view for parameter in everyone]
-        self._batches: dict[bytes, list[kernels.Batch]] = {}
-
-    def _follow(self) -> None:
-        """Let this rank's optimizer have the groups' settings, and the arrays that parameters have now.
-
-        Raises:
-            ValueError: parameters were added or removed otherwise than by `add_param_group`, or arrays
-                do not lie in memory as they did.
-        """
-        everyone = self._parameters()
-        if len(everyone) != len(self._arrays):
-            raise ValueError(
-                f"the groups have {len(everyone)} parameters, but {len(self._arrays)} are divided among "
-                "ranks: add parameters by add_param_group"
-            )
-        moved = {
-            number
-            for number, (parameter, array) in enumerate(zip(everyone, self._arrays))
-            if parameter._view is not array
-        }
-        for number in moved:
-            if self._flatten:
-                raise ValueError(
-                    f"{self._label(number)} has another array now, but with flatten=True it has to keep "
-                    "that of the flat memory: write into it, parameter.data[...] = array"
-                )
-        if self._local is self.optimizer:
-            self._arrays = [parameter._view for parameter in everyone]
-            return
-        for segment, piece, _ in self._own if moved else ():
-            if segment.parameter in moved and not segment.whole:
-                view = everyone[segment.parameter]._view
-                if not view.flags.c_contiguous:
-                    raise ValueError(
-                        f"{self._label(segment.parameter)} has another array now, which is not "
-                        "C-contiguous, but is divided among ranks: give np.ascontiguousarray(array)"
-                    )
-                piece._view = view.reshape(-1)[segment.start : segment.stop]
-        self._arrays = [parameter._view for parameter in everyone]
-        for mine, theirs in zip(self._local.param_groups, self.param_groups):
-            if theirs.get("stochastic_rounding"):
-                raise ValueError(
-                    "stochastic_rounding=True divides optimizers by whole tensors: set it before the "
-                    "optimizer is distributed"
-                )
-            settings = {key: value for key, value in theirs.items() if key not in _NAMES}
-            if settings != {key: value for key, value in mine.items() if key not in _NAMES}:
-                dict.update(mine, settings)
-
-    # ---- what all ranks have to have alike ----
-
-    def _described(self) -> Any:
-        """The settings of groups, and what parameters are like."""
-        shapes = [(p.shape, str(p._view.dtype)) for p in self._parameters()]
-        return self._settings_of_groups(), shapes
-
-    def _settings_of_groups(self) -> list[dict[str, str]]:
-        return [
-            {str(key): _said(value) for key, value in group.items() if key != "params"}
-            for group in self.param_groups
-        ]
-
-    def _facts(self) -> dict[str, str]:
-        """What `_described` says, by what it is about."""
-        if not isinstance(getattr(self, "optimizer", None), GradientOptimizer):
-            return {}
-        facts = {"the optimizer": type(self.optimizer).__name__}
-        facts["the number of parameters"] = str(len(self._parameters()))
-        for i, settings in enumerate(self._settings_of_groups()):
-            facts.update({f"{key!r} of group {i}": value for key, value in settings.items()})
-        for number, parameter in enumerate(self._parameters()):
-            about = self._label(number)
-            facts[about] = f"of shape {parameter.shape} and {parameter._view.dtype}"
-        return facts
-
-    def _name(self, number: int) -> str | None:
-        names = [
-            name for group in self.param_groups for name in members.names(group, group["params"])
-        ]
-        return names[number]
-
-    def _label(self, number: int) -> str:
-        return members.label(number, self._name(number))
-
-    def broadcast_parameters(self, root: int = 0) -> None:
-        """Let all ranks have the parameters as one of them has them.
-
-        Args:
-            root: that rank. Default: 0.
-
-        Raises:
-            ValueError: there is no such rank, or ranks were given different ones.
-        """
-
-        def checked() -> None:
-            if not 0 <= checks.integer("root", root, 0) < self.size:
-                raise ValueError(f"root must be a rank, 0 to {self.size - 1}, but got {root}")
-            self._follow()
-            self._writable()
-
-        self._agreement.attempt("broadcast_parameters", checked, root)
-        everyone = self._parameters()
-        self._exchange.broadcast([parameter._view for parameter in everyone], root)
-        for parameter in everyone:
-            parameter.changed()
-        self._began = True
-
-    def _writable(self) -> None:
-        """Raise ValueError unless all parameters can be written, which other ranks may do here."""
-        for number, parameter in enumerate(self._parameters()):
-            buffers.check_writable(parameter._view, self._label(number))
-
     # ---- gradients ----
 
     def ready(self, parameter: Any, grad: Any = None) -> None:
@@ -487,66 +306,22 @@ class DistributedOptimizer(Wrapper):
             array([0.5, 0.5])
         """
         number = self._number(parameter)
-        if self._ready[number]:
-            raise ValueError(
-                f"{self._label(number)} is ready already: it is so once a step, or a part"
-            )
-        if self._round >= self._exchange.rounds or not self._contributes:
-            raise ValueError(
-                f"all of this rank's parts, {list(self.my_parts)}, were given by now: step"
-            )
         own = self._parameters()[number]
-        view = own._grad_view if grad is None else self._view(number, grad)
-        if view is None:
-            raise ValueError(f"{self._label(number)} is ready, but has no gradient")
-        self._part[number] = self._checked(number, view)
-        self._ready[number] = True
-        if not self._in_round:
-            self._in_round = True
-            self._exchange.begin(self._round)
-        self._exchange.go_on(self._part, self._ready)
+        label = alike.labels(self)[number]
+        view = own._grad_view if grad is None else gradients._view(grad, own, label)
+        self._gradients.ready(number, view)
 
     def _number(self, parameter: Any) -> int:
         everyone = self._parameters()
         for number, each in enumerate(everyone):
             if each is parameter or buffers.given(each._view) is parameter:
                 return number
-        if isinstance(parameter, str):
-            for number in range(len(everyone)):
-                if self._name(number) == parameter:
-                    return number
+        if isinstance(parameter, str) and parameter in alike.names(self):
+            return alike.names(self).index(parameter)
         raise ValueError(
             "ready() takes a Parameter of the optimizer, its array or its name, but got "
             + (repr(parameter) if isinstance(parameter, str) else type(parameter).__name__)
         )
-
-    def _view(self, number: int, grad: Any) -> Any:
-        return gradients._view(grad, self._parameters()[number], self._label(number))
-
-    def _checked(self, number: int, view: Any) -> Any:
-        """A gradient's view, if it fits."""
-        if isinstance(view, RowsView):
-            raise TypeError(
-                f"DistributedOptimizer does not support sparse gradients, but that of "
-                f"{self._label(number)} is a SparseGrad: give the dense gradient, "
-                "grad.to_dense(len(parameter))"
-            )
-        shape = self._parameters()[number].shape
-        if view.shape != shape:
-            raise ValueError(
-                f"the gradient of {self._label(number)} must have the parameter's shape {shape}, but "
-                f"got {view.shape}"
-            )
-        if view.dtype not in buffers.FLOAT_TYPES:
-            raise TypeError(
-                f"the gradient of {self._label(number)} must be of a float type, but got {view.dtype}"
-            )
-        return view
-
-    @property
-    def _contributes(self) -> bool:
-        """Whether this rank has a part in the next round."""
-        return self.rank < self._exchange.contributors(self._round)
 
     def accumulate(self, grads: Any = None) -> None:
         """Add this rank's gradients of its next part to the sum that the step will update with.
@@ -561,146 +336,17 @@ class DistributedOptimizer(Wrapper):
             TypeError, ValueError: as for `step`; also if all parts were given by now. The parts of this
                 step that came before do not count any more.
         """
+        doing = f"accumulate, round {self._gradients.round}"
         views, error = None, None
         try:
-            if self._round >= self._exchange.rounds or not self._contributes:
+            if not self._gradients.mine:
                 raise ValueError(
                     f"all of this rank's parts, {list(self.my_parts)}, were given by now: step is next"
                 )
-            views = self._views_of_part(None if grads is None else self._given(grads))
+            views = self._gradients.views(None if grads is None else self._given(grads))
         except Exception as caught:
             error = caught
-        self._add_part(f"accumulate, round {self._round}", views, error)
-
-    def _views_of_part(self, given: list[gradients.Views] | None) -> list[Any]:
-        """The gradients of this rank's next part, one for each parameter or None, checked."""
-        if given is not None and any(self._ready):
-            raise ValueError("give gradients by ready() or by grads=, but not both for one part")
-        found = (
-            [parameter._grad_view for parameter in self._parameters()]
-            if given is None
-            else [view for each in given for view in each]
-        )
-        return [
-            self._part[number]
-            if self._ready[number]
-            else None
-            if view is None
-            else self._checked(number, view)
-            for number, view in enumerate(found)
-        ]
-
-    def _add_part(
-        self,
-        doing: str,
-        views: list[Any] | None,
-        error: Exception | None,
-        alike: Any = None,
-        facts: Callable[[], dict[str, str]] = dict,
-    ) -> None:
-        """A round, once all ranks agree on it: this rank's part, if it has one, and those of others."""
-        self._agree(doing, error, views, alike, facts)
-        if not self._in_round:
-            self._exchange.begin(self._round)
-        self._exchange.finish(self._nothing if views is None else views, self._wants)
-        self._round += 1
-        self._part, self._ready = self._nothing, [False] * len(self._ready)
-        self._in_round = False
-
-    def _agree(
-        self,
-        doing: str,
-        error: Exception | None,
-        views: list[Any] | None,
-        alike: Any,
-        facts: Callable[[], dict[str, str]],
-    ) -> None:
-        """Go on if all ranks are about to do the same, with parameters and settings alike.
-
-        Raises:
-            Exception: they are not, or one has an error; gradients given for this step are forgotten.
-        """
-        try:
-            self._follow()
-            self._writable()
-        except Exception as caught:
-            error = error or caught
-        values = None if self._began else self._values()
-        settings = self._settings_of_groups()
-        given = None if views is None else np.array([view is not None for view in views], bool)
-        started = self._exchange.started if self._in_round else 0
-
-        def told() -> dict[str, str]:
-            found = {**facts(), **self._facts(), "the number of parts given": str(self._round)}
-            for number, value in enumerate(values or ()):
-                found[f"the values of {self._label(number)}"] = f"of checksum {value:08x}"
-            return found
-
-        def stop(notes: list[Any]) -> None:
-            if not self._in_round:
-                self._exchange.begin(self._round)
-            self._exchange.drain(max(begun for begun, _ in notes))
-            self._forget()
-
-        notes = self._agreement.reach(
-            doing,
-            (alike, settings, values, self._round),
-            told,
-            error=error,
-            note=(started, None if given is None else np.packbits(given).tobytes()),
-            before_raising=stop,
-        )
-        self._began = True
-        self._check_gradient_sets([packed for _, packed in notes], stop, notes)
-
-    @property
-    def _nothing(self) -> list[Any]:
-        return [None] * len(self._ready)
-
-    def _values(self) -> list[int]:
-        """Checksums of the parameters, which all ranks must have alike in the first step."""
-        return [
-            zlib.crc32(np.ascontiguousarray(p._view).reshape(-1).view(np.uint8).data)
-            for p in self._parameters()
-        ]
-
-    def _check_gradient_sets(
-        self, packed: list[bytes | None], stop: Callable[[list[Any]], None], notes: list[Any]
-    ) -> None:
-        """Take down which parameters have a gradient, which all parts of a step must have alike.
-
-        Raises:
-            ValueError: they do not.
-        """
-        count = len(self._ready)
-        sets = {
-            rank: np.unpackbits(np.frombuffer(each, np.uint8), count=count).astype(bool)
-            for rank, each in enumerate(packed)
-            if each is not None
-        }
-        before = self._given_by_now
-        one = next(iter(sets.values())) if before is None else before
-        if all(np.array_equal(each, one) for each in sets.values()):
-            self._given_by_now = one
-            return
-        stop(notes)
-        told = {
-            rank: {
-                f"the gradient of {self._label(number)}": "there" if each[number] else "missing"
-                for number in range(count)
-            }
-            for rank, each in sets.items()
-        }
-        differing = differences(told) or "it was not so in the parts before, of the same step"
-        raise ValueError(
-            f"all parts of a step must have gradients of the same parameters, but {differing}: give "
-            "zeros, or None on all ranks to leave a parameter as it is"
-        )
-
-    def _wants(self, bucket: Bucket) -> bool:
-        """Whether there is a gradient for something in a bucket."""
-        given = self._given_by_now
-        return given is not None and any(given[parameter] for parameter in bucket.parameters)
+        self._gradients.add(doing, views, error)
 
     # ---- the step ----
 
@@ -711,12 +357,14 @@ class DistributedOptimizer(Wrapper):
         _ending: Ending | None = None,
         **given: Any,
     ) -> Any:
-        self._joined = False
+        self._has_joined = False
         try:
             return super()._step(closure, **given, _ending=_ending)
         except Exception as error:
-            if not self._joined:  # the others wait in a step for what this rank has to say
-                self._add_part("step", None, error)
+            if (
+                not self._has_joined
+            ):  # the others are in a step, and wait for what this rank has to say
+                self._gradients.agree("step", error)
             raise
 
     def _apply(
@@ -728,84 +376,84 @@ class DistributedOptimizer(Wrapper):
         ending: Ending | None = None,
         factor: float = 1.0,
     ) -> None:
-        arguments = {
-            "max_norm": max_norm,
-            "clip_value": clip_value,
-            "the inverse scale": inverse_scale,
-            "the factor": factor,
-        }
-        self._complete_sums(given, arguments)
-        if self._given_by_now is None or not self._given_by_now.any():
+        self._sum_up(
+            given,
+            {
+                "max_norm": str(max_norm),
+                "clip_value": str(clip_value),
+                "the inverse scale": str(inverse_scale),
+                "the factor": str(factor),
+            },
+        )
+        if not self._present.any():
             self._say_no_gradients()
         self.optimizer._grad_norm = None
         if not self.shard_state:
-            self._exchange.share_sums(self._wants)
+            self._exchange.share_sums(self._gradients.wants)
         elif max_norm is not None or inverse_scale is not None:
             factor *= inverse_scale or 1.0
-            norm, finite = kernels.norm_and_finite(self._batched(), factor, self._together)
+            batches = self._share.batches(self._present)
+            norm, finite = kernels.norm_and_finite(batches, factor, self._together)
             self.optimizer._grad_norm = norm
             if inverse_scale is not None and not finite:
-                self.step_skipped = self.optimizer.step_skipped = True
-                if self._measured is not None:
-                    self._measured = [
-                        None if each is None else measured.NOTHING for each in self._measured
-                    ]
-                self._forget()
+                self._leave_out()
                 return
             if max_norm is not None:
                 factor *= reductions.clip_factor(max_norm, norm)
             max_norm = inverse_scale = None
         self._update(max_norm, clip_value, inverse_scale, factor)
         if not self.step_skipped:
-            self._share_parameters(self._wants)
-            self._measured = self._changes_everywhere()
-        self._forget()
+            self._send_parameters(self._gradients.wants)
+        self._measured = self._measured_everywhere()
+        self._gradients.forget()
         if ending is not None and not self.step_skipped:
             ending([])
 
-    def _share_parameters(self, wanted: Callable[[Bucket], bool]) -> None:
-        """Let all ranks have what each has written of the parameters in some buckets."""
-        everyone = self._parameters()
-        if self.shard_state:
-            self._exchange.share_parameters([parameter._view for parameter in everyone], wanted)
-        for parameter in everyone:
-            parameter.changed()
+    @property
+    def _present(self) -> np.ndarray:
+        """For each parameter whether it has a gradient in this step."""
+        given = self._gradients.given
+        return np.zeros(len(self._parameters()), bool) if given is None else given
 
-    def _complete_sums(
-        self, given: list[gradients.Views] | None, arguments: dict[str, float | None]
-    ) -> None:
+    def _sum_up(self, given: list[gradients.Views] | None, arguments: dict[str, str]) -> None:
         """Add this rank's last part, if it has not been added yet; all ranks agree on the step.
 
         Raises:
-            ValueError: parts are missing, or were given twice.
+            Exception: they do not, see `Parts.agree`; or parts are missing, or were given twice.
         """
-        last, size = self._exchange.rounds - 1, self.size
+        parts, last = self._gradients, self._exchange.rounds - 1
         views, error = None, None
         try:
-            if self._round < last:
+            if parts.round < last:
                 raise ValueError(
                     f"a step of {self.parts} parts needs those numbered {list(self.my_parts)} from this "
-                    f"rank, but it has given {self._round}: accumulate(grads) those before the last"
+                    f"rank, but was given {parts.round} so far: accumulate(grads) those before the last"
                 )
-            if self._round == last and self._contributes:
-                views = self._views_of_part(given)
+            if parts.mine:
+                views = parts.views(given)
             elif given is not None:
                 raise ValueError(
-                    "the step was given gradients, but all of this rank's parts were accumulated: "
-                    "call step() without"
+                    "the step was given gradients, but this rank's parts were all accumulated: call "
+                    "step() without"
                 )
         except Exception as caught:
             error = caught
-        self._joined = True
-        told = {name: str(value) for name, value in arguments.items()}
-        alike = tuple(arguments.values())
-        if self._round == last:
-            if self._exchange.contributors(last) == size or error is not None:
-                self._add_part("step", views, error, alike, lambda: told)
+        self._has_joined = True
+        if error is None and parts.round == last:
+            if self._exchange.contributors(last) == self.size:
+                parts.add("step", views, None, arguments)
                 return
-            # Ranks that have a part in this round may have accumulated it, each in a call of its own.
-            self._add_part(f"accumulate, round {last}", views, None)
-        self._agree("step", error, None, alike, lambda: told)
+            # The ranks that have a part in this round may give it to `accumulate`, a call of its own.
+            parts.add(f"accumulate, round {last}", views)
+        parts.agree("step", error, arguments)
+
+    def _leave_out(self) -> None:
+        """End a step in which gradients are not finite."""
+        self.step_skipped = self.optimizer.step_skipped = True
+        measures = [group.get("measure_updates") for group in self.param_groups]
+        if any(measures):
+            self._measured = [measured.NOTHING if each else None for each in measures]
+        self._gradients.forget()
 
     def _update(
         self,
@@ -815,67 +463,58 @@ class DistributedOptimizer(Wrapper):
         factor: float,
     ) -> None:
         """Let this rank's optimizer make its step, in one commit; none does if one cannot."""
-        inner, local = self.optimizer, self._local
+        inner, local = self.optimizer, self._share.local
         has_agreed = False
 
         def ending(actions: Iterable[partial]) -> None:
             nonlocal has_agreed
-            prepared = list(actions)
+            calls = list(actions)
             has_agreed = True
             self._agreement.reach("step, about to write")
-            commit(prepared)
+            commit(calls)
 
-        def step(_: Any, *args: Any, **kwargs: Any) -> Any:
+        def step(*_: Any, **__: Any) -> Any:
             local.step_skipped = False
-            local._apply(self._sums(), max_norm, clip_value, inverse_scale, ending, factor)
-            inner.step_skipped = local.step_skipped
+            sums = self._share.sums(self._present)
+            local._apply(sums, max_norm, clip_value, inverse_scale, ending, factor)
             return inner
 
         try:
             hooks.call(step, (inner,), {}, within=True)
+            if not has_agreed:  # the step is left out, on all ranks
+                ending(())
         except Exception as error:
+            self._gradients.forget()
             if not has_agreed:
-                self._forget()
                 self._agreement.reach("step, about to write", error=error)
             raise
-        if not has_agreed:
-            self._agreement.reach("step, about to write")
-        self.step_skipped = inner.step_skipped
+        self.step_skipped = inner.step_skipped = local.step_skipped
         if local is not inner:
             inner._step_count = local._step_count
 
-    def _sums(self) -> list[gradients.Views]:
-        """For each group of this rank's optimizer the means of gradients, or None."""
-        given = self._given_by_now
-        sums = {
-            each.piece: each.sum
-            for each in self._own
-            if given is not None and given[each.segment.parameter]
-        }
-        return [[sums.get(p) for p in group["params"]] for group in self._local.param_groups]
-
-    def _batched(self) -> list[kernels.Batch]:
-        """This rank's means of gradients, as they are summed up for a norm."""
-        given = cast(np.ndarray, self._given_by_now)
-        key = given.tobytes()
-        if key not in self._batches:
-            by_type: dict[np.dtype, list[np.ndarray]] = {}
-            for each in self._own:
-                if given[each.segment.parameter] and each.sum.size:
-                    by_type.setdefault(each.sum.dtype, []).append(each.sum)
-            self._batches = {key: [kernels.Batch(arrays) for arrays in by_type.values()]}
-        return self._batches[key]
+    def _send_parameters(self, wanted: Callable[[Bucket], bool]) -> None:
+        """Let all ranks have what each has written of the parameters in some buckets."""
+        everyone = self._parameters()
+        if self.shard_state:
+            self._exchange.share_parameters([parameter._view for parameter in everyone], wanted)
+        for parameter in everyone:
+            parameter.changed()
 
     def _together(self, numbers: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Numbers of all ranks, given those of this one."""
         return self._agreement.comm.allgather(np.concatenate([np.empty(0), *numbers]))
 
-    def _changes_everywhere(self) -> measured.Changes | None:
-        changes = self._local._changes()
-        if changes is None or not self.shard_state:
+    def _measured_everywhere(self) -> measured.Changes | None:
+        changes = self._share.local._changes()
+        if not self.shard_state or not any(g.get("measure_updates") for g in self.param_groups):
             return changes
-        found = self._agreement.comm.allgather(changes)
-        return [None if each[0] is None else np.concatenate(each) for each in zip(*found)]
+        found = self._agreement.comm.allgather(changes or [None] * len(self.param_groups))
+        return [
+            np.concatenate([measured.NOTHING, *(part for part in each if part is not None)])
+            if group.get("measure_updates")
+            else None
+            for group, each in zip(self.param_groups, zip(*found))
+        ]
 
     def _changes(self) -> measured.Changes | None:
         return self._measured
@@ -894,19 +533,20 @@ class DistributedOptimizer(Wrapper):
             RuntimeError: no parameter has an average.
             TypeError: the inner optimizer keeps none.
         """
-        entries = [self._local.state.get(each.piece) or {} for each in self._own]
+        local = self._share.local
+        entries = [local.state.get(each.piece) or {} for each in self._share.owned]
         has = any(name in each for each in entries for name in ("ema", "trained"))
 
         def swapping() -> list[partial]:
-            if not hasattr(self._local, "_swapping_ema"):
+            if not hasattr(local, "_swapping_ema"):
                 raise TypeError(f"{type(self.optimizer).__name__} keeps no averages")
-            self._follow()
-            self._writable()
-            return self._local._swapping_ema() if has or not any(anywhere) else []
+            self._share.follow()
+            check_writable(self._share)
+            return local._swapping_ema() if has or not any(anywhere) else []
 
         anywhere = self._agreement.reach("swap_ema", note=has)
         commit(self._agreement.attempt("swap_ema", swapping))
-        self._share_parameters(lambda bucket: True)
+        self._send_parameters(lambda bucket: True)
 
     # ---- groups ----
 
@@ -920,53 +560,40 @@ class DistributedOptimizer(Wrapper):
             TypeError, ValueError: as the constructor; the optimizer is as it was before.
         """
         inner, before = self.optimizer, list(self.param_groups)
-        first, error = len(self._parameters()), None
-        try:
+        first = len(self._parameters())
+
+        def added() -> tuple:
             inner.add_param_group(param_group)
-            self._check_inner()
-        except Exception as caught:
-            error = caught
+            _check_inner(inner, self.shard_state)
+            return alike.described(inner)
+
         try:
-            self._agreement.reach(
-                "add_param_group", None if error else self._described(), self._facts, error=error
-            )
+            described = self._agreement.attempt("add_param_group", added)
+            self._agreement.reach("add_param_group", described, lambda: alike.facts(inner))
         except Exception:
             inner.param_groups = before
             raise
-        everyone = self._parameters()
-        made = self._division.add(
-            [self._tensor(n, p) for n, p in enumerate(everyone) if n >= first]
-        )
-        self._take_in(first, made)
-        self._forget()
-        self._began = False
+        self._divide(first)
+        self._gradients.forget()
+        self._gradients.compare_values()
 
     # ---- state ----
 
     @property
     def state(self) -> State:
         """What this rank keeps of the state."""
-        return self._local.state
+        return self._share.local.state
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._local.state = state
+        self._share.local.state = state
 
     @property
     def _state(self) -> State:  # type: ignore[override]
-        return self._local._state
-
-    def _take_over_state(self) -> None:
-        """Let this rank's optimizer have its share of the state that the inner one has had so far."""
-        inner = self.optimizer
-        if not self.shard_state or not inner.state:
-            return
-        state = inner._snapshot()
-        inner.state = State()
-        commit(self._taking_over(state))
+        return self._share.local._state
 
     def to(self, device: str) -> NoReturn:  # type: ignore[override]
-        """Not here: parameters that are divided among ranks are on the CPU."""
+        """Not here: what ranks share is on the CPU."""
         raise RuntimeError(
             "DistributedOptimizer works on the CPU, so that it cannot move to a device"
         )
@@ -974,7 +601,7 @@ class DistributedOptimizer(Wrapper):
     def __getstate__(self) -> NoReturn:
         raise TypeError(
             "a DistributedOptimizer cannot be copied or pickled, since its communicator cannot: keep "
-            "its state_dict(), or genesis.distributed.save_checkpoint()"
+            "its state_dict(), or use genesis.distributed.save_checkpoint"
         )
 
     def _settings(self) -> Iterable[tuple[str, Any]]:
@@ -990,7 +617,8 @@ class DistributedOptimizer(Wrapper):
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of all ranks' state together, as the inner optimizer by itself would return it.
 
-        It is put together in each rank's memory. `genesis.distributed.save_checkpoint` does without.
+        All of it is put together in each rank's memory; `genesis.distributed.save_checkpoint` does
+        without that.
         """
         self._agreement.reach("state_dict")
         return super().state_dict()
@@ -998,49 +626,33 @@ class DistributedOptimizer(Wrapper):
     def _snapshot(self) -> dict[str, Any]:
         if not self.shard_state:
             return self.optimizer._snapshot()
-        found = self._agreement.comm.allgather(self._own_pieces())
-        state = sharded.whole(piece for pieces in found for piece in pieces)
+        found = self._agreement.comm.allgather(self._share.pieces())
+        state = whole(piece for pieces in found for piece in pieces)
         return {"state": state, "param_groups": self._saved_groups(self._last_steps)}
-
-    def _own_pieces(self) -> list[sharded.Piece]:
-        """Copies of what this rank keeps of the state, for a checkpoint."""
-        everyone, state = self._parameters(), self._local.state
-        pieces = []
-        for segment, piece, _ in self._own:
-            number = segment.parameter
-            entries = {
-                name: buffers.host_copy(value) if buffers.is_array(value) else value
-                for name, value in (state.get(piece) or {}).items()
-            }
-            if entries:
-                shape = everyone[number].shape
-                pieces.append(sharded.Piece(number, shape, segment.start, segment.stop, entries))
-        return pieces
 
     def _saved_groups(self, last_steps: Callable[[], list[int]]) -> list[dict[str, Any]]:
         return self.optimizer._saved_groups(last_steps)
 
     def _last_steps(self) -> list[int]:
-        known = self._agreement.comm.allgather(self._local._last_steps())
+        known = self._agreement.comm.allgather(self._share.local._last_steps())
         return [max(each) for each in zip(*known)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over state and hyper-parameters; each rank takes its share of the state.
 
         Args:
-            state_dict: what `state_dict()` returned, here or of the inner optimizer by itself, in
+            state_dict: what `state_dict()` has returned, here or of the inner optimizer by itself, in
                 whatever number of processes. The same on all ranks.
 
         Raises:
             TypeError, ValueError: as for the inner optimizer; on all ranks, which keep what they had.
         """
-        self._load(lambda: self._loading(state_dict))
+        self._take_over(lambda: self._loading(state_dict))
 
-    def _load(self, loading: Callable[[], list[partial]]) -> None:
+    def _take_over(self, loading: Callable[[], list[partial]]) -> None:
         """Make the calls that take over a state, once all ranks have them."""
-        actions = self._agreement.attempt("load_state_dict", loading)
-        commit(actions)
-        self._forget()
+        commit(self._agreement.attempt("load_state_dict", loading))
+        self._gradients.forget()
         self._loaded()
 
     def _taking_over(self, state_dict: dict[str, Any]) -> list[partial]:
@@ -1053,94 +665,54 @@ class DistributedOptimizer(Wrapper):
                 raise ValueError(
                     f"loaded state dict has state for {number!r}, which no group names"
                 )
-            parameter = owner[number]
-            read = {
-                name: buffers.as_host(value, f"loaded state {name!r}")
+            shape = owner[number].shape
+            arrays = {
+                name: buffers.as_host(value, f"loaded state {name!r} of parameter {number}")
                 if getattr(value, "shape", ()) != ()
                 else value
                 for name, value in entries.items()
             }
-            pieces.append(sharded.Piece(number, parameter.shape, 0, parameter.size, read))
-        return self._taking_over_pieces(state_dict, pieces)
+            pieces.append(Piece(number, shape, 0, math.prod(shape), arrays))
+        return self._share.taking_over(state_dict, pieces)
 
-    def _taking_over_pieces(
-        self, saved: dict[str, Any], pieces: Iterable[sharded.Piece]
-    ) -> list[partial]:
-        """The calls, for `commit`, that take over this rank's share of what was saved.
 
-        Args:
-            saved: of a state dict the "param_groups".
-            pieces: the state, in pieces of whatever sizes, one after the other.
-        """
-        inner, local = self.optimizer, self._local
-        groups, owner = inner._loaded_groups(saved["param_groups"])
-        numbers = {parameter: number for number, parameter in enumerate(self._parameters())}
-        covers: dict[int, list[tuple[Owned, sharded.Cover]]] = {}
-        for each in self._own:
-            number, begin, end = each.segment[:3]
-            shape = self._parameters()[number].shape
-            cover = sharded.Cover(self._label(number), shape, begin, end)
-            covers.setdefault(number, []).append((each, cover))
-        known = {number: numbers[parameter] for number, parameter in owner.items()}
-        for piece in pieces:
-            if piece.parameter not in known:
-                raise ValueError(
-                    f"loaded state dict has state for {piece.parameter!r}, which no group names"
-                )
-            for _, cover in covers.get(known[piece.parameter], ()):
-                cover.add(piece)
-        if local is inner:
-            own = {
-                number: cover.entries()
-                for number, place in known.items()
-                for _, cover in covers.get(place, ())
-            }
-            return inner._taking_over(
-                {**saved, "state": {n: entries for n, entries in own.items() if entries}}
+def _check_settings(
+    shard_state: Any,
+    deterministic: Any,
+    bucket_mb: Any,
+    parts: Any,
+    communication: Any,
+    flatten: Any,
+) -> None:
+    """Raise TypeError or ValueError unless the constructor's arguments are possible."""
+    flags = {"shard_state": shard_state, "deterministic": deterministic, "flatten": flatten}
+    for name, value in flags.items():
+        if not checks.is_flag(value):
+            raise TypeError(f"{name} must be True or False, but got {value!r}")
+    if not checks.is_number(bucket_mb) or not 0 < bucket_mb < math.inf:
+        raise ValueError(f"bucket_mb must be a finite number above 0, but got {bucket_mb!r}")
+    checks.integer("parts", parts, 1)
+    if communication not in (None, "bfloat16"):
+        raise ValueError(f"communication must be 'bfloat16' or None, but got {communication!r}")
+    if communication and not deterministic:
+        raise ValueError(
+            "communication='bfloat16' needs deterministic=True, since MPI itself cannot sum bfloat16"
+        )
+
+
+def _check_inner(optimizer: GradientOptimizer, shard_state: bool) -> None:
+    """Raise TypeError unless an optimizer can be distributed in the way asked for."""
+    title = type(optimizer).__name__
+    if isinstance(optimizer, Wrapper):
+        raise TypeError(
+            f"DistributedOptimizer does not work through {title}: put that around this one, "
+            f"{title}(DistributedOptimizer(optimizer))"
+        )
+    for label, parameter in zip(alike.labels(optimizer), optimizer._parameters()):
+        if parameter.device != "cpu":
+            raise TypeError(
+                f"DistributedOptimizer works on the CPU, but {label} is on {parameter.device}"
             )
-        state = {}
-        for found in covers.values():
-            for each, cover in found:
-                entries = cover.entries()
-                if entries:
-                    title = self._label(each.segment.parameter)
-                    state[each.piece] = local._loaded_state(title, each.piece, entries)
-        return [
-            partial(setattr, inner, "param_groups", groups),
-            partial(setattr, local, "_state", State(state)),
-        ]
-
-
-def _splits(optimizer: GradientOptimizer) -> bool:
-    """Whether an update of a part of a tensor needs nothing but that part.
-
-    So it is if the class is what a formula of one element makes, and neither sums nor random numbers,
-    which follow from an element's place in its tensor, are in it.
-    """
-    kind = type(optimizer)
-    return (
-        isinstance(optimizer, RuleOptimizer)
-        and kind._apply is RuleOptimizer._apply
-        and kind._step is RuleOptimizer._step
-        and not optimizer._recipe.sums
-        and not any(options.of(group).stochastic_rounding for group in optimizer.param_groups)
-    )
-
-
-def _said(value: Any) -> str:
-    """A setting as it is compared: a function by its name, since its address differs."""
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    return repr(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not checks.is_flag(value):
-        raise TypeError(f"{name} must be True or False, but got {value!r}")
-    return bool(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if not checks.is_number(value) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, but got {value!r}")
-    return float(value)
+    why = why_not_divided(optimizer) if shard_state else None
+    if why is not None:
+        raise TypeError(f"{title} {why}: give shard_state=False")
