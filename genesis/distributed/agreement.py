@@ -27,11 +27,13 @@ class Said(NamedTuple):
     Attributes:
         digest: of what all have to have alike.
         error: the type and the text of what was raised in it, or None.
+        sent: how many messages it has sent beside, which wait to be received.
         note: whatever else the others are to know.
     """
 
     digest: bytes
     error: tuple[str, str] | None
+    sent: int
     note: Any
 
 
@@ -40,10 +42,19 @@ class Agreement:
 
     Args:
         comm: an intracommunicator of mpi4py; on it nothing else must be sent.
+        sent: tells how many messages this rank has sent beside, on another communicator, in an order
+            that all ranks have alike. Default: none.
+        give_up: is called before something is raised, with the largest such number: there are that
+            many to be received. Default: nothing is to be done.
     """
 
-    def __init__(self, comm: Any):
-        self.comm = comm
+    def __init__(
+        self,
+        comm: Any,
+        sent: Callable[[], int] = int,
+        give_up: Callable[[int], None] = lambda sent: None,
+    ):
+        self.comm, self._sent, self._give_up = comm, sent, give_up
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
@@ -55,7 +66,6 @@ class Agreement:
         *,
         error: Exception | None = None,
         note: Any = None,
-        before_raising: Callable[[list[Any]], None] | None = None,
     ) -> list[Any]:
         """The notes of all ranks, once these agree.
 
@@ -65,7 +75,6 @@ class Agreement:
             facts: makes the same into texts by what they are about, if ranks turn out to differ.
             error: what went wrong in this rank. Default: None, nothing.
             note: what other ranks get to know, something that can be pickled. Default: None.
-            before_raising: is called with all notes if there is something to raise.
 
         Raises:
             Exception: the error, in the rank in which it came up.
@@ -74,12 +83,12 @@ class Agreement:
         """
         digest = hashlib.blake2b(repr((doing, alike)).encode(), digest_size=16).digest()
         failure = None if error is None else (type(error).__name__, str(error))
-        everyone = [Said(*said) for said in self.comm.allgather((digest, failure, note))]
-        notes = [said.note for said in everyone]
+        own = digest, failure, self._sent(), note
+        everyone = [Said(*said) for said in self.comm.allgather(own)]
         failed = {rank: said.error for rank, said in enumerate(everyone) if said.error is not None}
         differ = len({said.digest for said in everyone}) > 1
-        if (failed or differ) and before_raising is not None:
-            before_raising(notes)
+        if failed or differ:
+            self._give_up(max(said.sent for said in everyone))
         if error is not None:
             raise _known_everywhere(error)
         if failed:
@@ -91,11 +100,13 @@ class Agreement:
                 )
             )
         if differ:
-            found = dict(enumerate(self.comm.allgather({"the call": doing, **facts()})))
+            told = self.comm.allgather((doing, facts()))
+            calls = differences({rank: {"the call": call} for rank, (call, _) in enumerate(told)})
+            found = calls or differences({rank: each for rank, (_, each) in enumerate(told)})
             raise _known_everywhere(
-                ValueError(f"{doing}: ranks differ, so nothing was done: {differences(found)}")
+                ValueError(f"{doing}: ranks differ, so nothing was done: {found}")
             )
-        return notes
+        return [said.note for said in everyone]
 
     def attempt(self, doing: str, function: Callable[[], _Result], alike: Any = None) -> _Result:
         """What a function returns that all ranks call, once it has succeeded in each of them.

@@ -53,7 +53,9 @@ def save_checkpoint(path: str | os.PathLike[str], /, *unnamed: NoReturn, **objec
     checkpoint._named(path, unnamed, "save_checkpoint(path, name=object, ...)")
     name = os.path.realpath(os.fsdecode(path))
     agreement = _ranks_of(objects)
-    save = agreement.reach("save_checkpoint", (name, [*objects]), note=secrets.token_hex(8))[0]
+    asked = {"the path": name, "what is saved": ", ".join(objects)}
+    number = secrets.token_hex(8)
+    save = agreement.reach("save_checkpoint", asked, lambda: asked, note=number)[0]
     plain: dict[str, Any] = {}
     pieces: dict[str, list[sharded.Piece]] = {}
     values: dict[str, Any] = {}
@@ -120,7 +122,8 @@ def load_checkpoint(
     checkpoint._named(path, unnamed, "load_checkpoint(path, name=object, ...)")
     name = os.path.realpath(os.fsdecode(path))
     agreement = _ranks_of(objects)
-    agreement.reach("load_checkpoint", (name, [*objects]))
+    asked = {"the path": name, "what is restored": ", ".join(objects)}
+    agreement.reach("load_checkpoint", asked, lambda: asked)
 
     def read() -> tuple[dict[str, Any], dict[str, Any], dict[str, list[partial]]]:
         """The values, of what was saved in shares the groups, and what takes over this rank's shares."""

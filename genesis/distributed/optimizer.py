@@ -158,7 +158,6 @@ class DistributedOptimizer(Wrapper):
         self._flatten = bool(flatten)
         self._measured: measured.Changes | None = None
         self._has_joined = False
-        self._agreement = Agreement(comm.Dup())
         cuts = self.shard_state and can_cut(optimizer)
         self._division = Division(
             self.size,
@@ -177,7 +176,8 @@ class DistributedOptimizer(Wrapper):
         )
         self._share = Share(optimizer, self.rank, self.shard_state, cuts)
         self._divide(0)
-        self._gradients = Parts(self._share, self._exchange, self._agreement)
+        self._gradients = Parts(self._share, self._exchange, comm.Dup())
+        self._agreement = self._gradients.agreement
         if self.shard_state and optimizer.state:
             state = optimizer._snapshot()
             optimizer.state = {}  # type: ignore[assignment]
@@ -401,13 +401,9 @@ class DistributedOptimizer(Wrapper):
             if max_norm is not None:
                 factor *= reductions.clip_factor(max_norm, norm)
             max_norm = inverse_scale = None
-        self._update(max_norm, clip_value, inverse_scale, factor)
-        if not self.step_skipped:
-            self._send_parameters(self._gradients.wants)
+        self._update(max_norm, clip_value, inverse_scale, factor, ending or commit)
         self._measured = self._measured_everywhere()
         self._gradients.forget()
-        if ending is not None and not self.step_skipped:
-            ending([])
 
     @property
     def _present(self) -> np.ndarray:
@@ -422,14 +418,15 @@ class DistributedOptimizer(Wrapper):
             Exception: they do not, see `Parts.agree`; or parts are missing, or were given twice.
         """
         parts, last = self._gradients, self._exchange.rounds - 1
+        missing = list(self.my_parts)[parts.round :]
         views, error = None, None
         try:
-            if parts.round < last:
+            if len(missing) > 1:
                 raise ValueError(
-                    f"a step of {self.parts} parts needs those numbered {list(self.my_parts)} from this "
-                    f"rank, but was given {parts.round} so far: accumulate(grads) those before the last"
+                    f"a step of {self.parts} parts needs those numbered {missing} from this rank: call "
+                    "accumulate(grads) with each"
                 )
-            if parts.mine:
+            if missing:
                 views = parts.views(given)
             elif given is not None:
                 raise ValueError(
@@ -439,12 +436,12 @@ class DistributedOptimizer(Wrapper):
         except Exception as caught:
             error = caught
         self._has_joined = True
-        if error is None and parts.round == last:
-            if self._exchange.contributors(last) == self.size:
+        while error is None and parts.round <= last:
+            if parts.round == last and self._exchange.contributors(last) == self.size:
                 parts.add("step", views, None, arguments)
                 return
-            # The ranks that have a part in this round may give it to `accumulate`, a call of its own.
-            parts.add(f"accumulate, round {last}", views)
+            # Ranks that have a part in the last round may give it to `accumulate`, a call of its own.
+            parts.add(f"accumulate, round {parts.round}", views if parts.mine else None)
         parts.agree("step", error, arguments)
 
     def _leave_out(self) -> None:
@@ -461,34 +458,40 @@ class DistributedOptimizer(Wrapper):
         clip_value: float | None,
         inverse_scale: float | None,
         factor: float,
+        outer: Ending,
     ) -> None:
-        """Let this rank's optimizer make its step, in one commit; none does if one cannot."""
+        """Let each rank's optimizer make its step, in one commit, and all have what came of it.
+
+        If one cannot, none does.
+        """
         inner, local = self.optimizer, self._share.local
         has_agreed = False
 
-        def ending(actions: Iterable[partial]) -> None:
+        def agree() -> None:
             nonlocal has_agreed
-            calls = list(actions)
             has_agreed = True
             self._agreement.reach("step, about to write")
-            commit(calls)
+
+        def ending(actions: Iterable[partial]) -> None:
+            send = partial(self._send_parameters, self._gradients.wants)
+            outer([partial(agree), *actions, send])
 
         def step(*_: Any, **__: Any) -> Any:
             local.step_skipped = False
             sums = self._share.sums(self._present)
             local._apply(sums, max_norm, clip_value, inverse_scale, ending, factor)
+            self.step_skipped = inner.step_skipped = local.step_skipped
             return inner
 
         try:
             hooks.call(step, (inner,), {}, within=True)
             if not has_agreed:  # the step is left out, on all ranks
-                ending(())
+                agree()
         except Exception as error:
             self._gradients.forget()
             if not has_agreed:
                 self._agreement.reach("step, about to write", error=error)
             raise
-        self.step_skipped = inner.step_skipped = local.step_skipped
         if local is not inner:
             inner._step_count = local._step_count
 

@@ -23,26 +23,28 @@ class Parts:
     Args:
         share: what this rank updates.
         exchange: what sends gradients and sums them up.
-        agreement: what all ranks go on by.
+        comm: an intracommunicator of mpi4py for what ranks agree on.
 
     Attributes:
+        agreement: what all ranks go on by.
         round: how many rounds have been summed up.
         given: for each parameter whether it has a gradient in this step; None before the first round.
     """
 
-    def __init__(self, share: Share, exchange: Exchange, agreement: Agreement):
-        self._share, self._exchange, self._agreement = share, exchange, agreement
+    def __init__(self, share: Share, exchange: Exchange, comm: Any):
+        self._share, self._exchange = share, exchange
+        self.agreement = Agreement(comm, self._sent, self._give_up)
         self._are_alike = False
         self.forget()
 
     def forget(self) -> None:
         """Let nothing be known of gradients: a new step begins."""
-        count = len(self._share.inner._parameters())
         self.round = 0
         self.given: np.ndarray | None = None
-        self._begin_part(count)
+        self._begin_part()
 
-    def _begin_part(self, count: int) -> None:
+    def _begin_part(self) -> None:
+        count = self._share.count
         self._views: list[Any] = [None] * count
         self._ready = [False] * count
         self._has_begun = False
@@ -54,7 +56,7 @@ class Parts:
     @property
     def mine(self) -> bool:
         """Whether this rank has a part in the round that is next."""
-        rounds, rank = self._exchange.rounds, self._agreement.rank
+        rounds, rank = self._exchange.rounds, self.agreement.rank
         return self.round < rounds and rank < self._exchange.contributors(self.round)
 
     def wants(self, bucket: Bucket) -> bool:
@@ -70,6 +72,7 @@ class Parts:
         Raises:
             TypeError, ValueError: it cannot be one, or comes once more.
         """
+        self._share.follow()
         label = alike.labels(self._share.inner)[number]
         if not self.mine:
             raise ValueError("all of this rank's parts were given by now: step is next")
@@ -94,6 +97,7 @@ class Parts:
         Raises:
             TypeError, ValueError: one cannot be a gradient, or it was given in two ways.
         """
+        self._share.follow()
         if given is not None and any(self._ready):
             raise ValueError(
                 "give the gradients of a part by ready() or by grads=, but not by both"
@@ -146,7 +150,7 @@ class Parts:
         nothing: list[Any] = [None] * len(self._ready)
         self._exchange.finish(nothing if views is None else views, self.wants)
         self.round += 1
-        self._begin_part(len(self._ready))
+        self._begin_part()
 
     def agree(
         self,
@@ -184,22 +188,25 @@ class Parts:
             so_far = {"the number of parts given": str(self.round)}
             return {**(arguments or {}), **so_far, **alike.facts(inner), **more}
 
-        notes = self._agreement.reach(
+        notes = self.agreement.reach(
             doing,
             (arguments, alike.settings(inner), values, self.round),
             facts,
             error=error,
-            note=(self._exchange.started if self._has_begun else 0, packed),
-            before_raising=self._stop,
+            note=(self._sent(), packed),
         )
         self._are_alike = True
         self._note_given(notes)
 
-    def _stop(self, notes: Sequence[tuple[int, Any]]) -> None:
-        """Let what was sent arrive, and begin the step anew, as there will be an error."""
+    def _sent(self) -> int:
+        """How many buckets of the round this rank has sent."""
+        return self._exchange.started if self._has_begun else 0
+
+    def _give_up(self, sent: int) -> None:
+        """Let the buckets arrive that some rank has sent, and begin the step anew."""
         if not self._has_begun:
             self._exchange.begin(self.round)
-        self._exchange.drain(max(started for started, _ in notes))
+        self._exchange.drain(sent)
         self.forget()
 
     def _note_given(self, notes: Sequence[tuple[int, bytes | None]]) -> None:
@@ -220,7 +227,7 @@ class Parts:
         if all(np.array_equal(each, one) for each in sets.values()):
             self.given = one
             return
-        self._stop(notes)
+        self._give_up(max(sent for sent, _ in notes))
         called = [f"the gradient of {label}" for label in alike.labels(self._share.inner)]
         told = {
             rank: {name: "given" if there else "missing" for name, there in zip(called, each)}

@@ -119,6 +119,11 @@ class Share:
         group["param_names"].append(name)
         return piece
 
+    @property
+    def count(self) -> int:
+        """How many parameters are divided, of which some are this rank's."""
+        return len(self._arrays)
+
     # ---- what it is to update ----
 
     def follow(self) -> None:
