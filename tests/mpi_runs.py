@@ -145,7 +145,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--ranks", type=int, default=3, help="of how many ranks (default: 3)")
-    parser.add_argument("--longest", type=float, default=1.5, help="seconds a job may live")
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds a job may live")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng, endured, times = random.Random(arguments.seed), Endured(), []
