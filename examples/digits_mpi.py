@@ -3,14 +3,15 @@
 
     mpiexec -n 2 python examples/digits_mpi.py
 
-The batch is divided into four parts, however many processes there are, and gradients are added up in the
-order of the parts: one process, two or four come to the same network, to the last bit. It needs mpi4py and
-an MPI library: pip install mpi4py mpich
+The batch is divided into four parts, however many processes there are, and gradients are added up in
+the order of the parts: one process, two or four come to the same network, to the last bit. It needs
+mpi4py and an MPI library: pip install mpi4py mpich
 """
 
 import argparse
 import os
 import zlib
+from itertools import pairwise
 
 # Processes share the cores: one thread each, for NumPy as well, which reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,10 +42,11 @@ def network(rng, widths=(64, 256, 128, 10)):
     """Weights and biases of each layer."""
     return [
         {
-            "W": rng.standard_normal((inputs, outputs), np.float32) * np.float32((2 / inputs) ** 0.5),
+            "W": rng.standard_normal((inputs, outputs), np.float32)
+            * np.float32((2 / inputs) ** 0.5),
             "b": np.zeros(outputs, np.float32),
         }
-        for inputs, outputs in zip(widths, widths[1:])
+        for inputs, outputs in pairwise(widths)
     ]
 
 

@@ -66,11 +66,12 @@ def run(ranks, what, folder):
     return [np.load(file, allow_pickle=True)[0] for file in files]
 
 
-def kill_one(ranks, folder, moment, victim):
+def kill_one(ranks, folder, saves, moment, victim):
     """Start a job, kill one of its ranks, and tell how many seconds later the job had ended.
 
     Args:
-        moment: how many seconds after the start of the last rank.
+        saves: of how many checkpoints the job is to have begun the next step.
+        moment: how many seconds after that, or after the start of the last rank.
         victim: which rank.
     """
     for file in folder.glob("pid-*"):
@@ -90,6 +91,12 @@ def kill_one(ranks, folder, moment, victim):
             assert time.monotonic() - began < TIMEOUT
             time.sleep(0.01)
         pids = [int(file.read_text()) for file in files]
+        index = folder / "endured.safetensors"
+        for _ in range(saves):
+            before = index.stat().st_ino if index.exists() else None
+            while not index.exists() or index.stat().st_ino == before:
+                assert time.monotonic() - began < TIMEOUT
+                time.sleep(0.001)
         time.sleep(moment)
         assert job.poll() is None, f"the job has ended by itself, with {job.returncode}"
         os.kill(pids[victim], signal.SIGKILL)
@@ -145,15 +152,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--ranks", type=int, default=3, help="of how many ranks (default: 3)")
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds a job may live")
+    parser.add_argument("--longest", type=float, default=0.3, help="seconds until a kill")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng, endured, times = random.Random(arguments.seed), Endured(), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in range(1, arguments.kills + 1):
-            moment = rng.uniform(0, arguments.longest)
-            times.append(kill_one(arguments.ranks, folder, moment, rng.randrange(arguments.ranks)))
+            saves, moment = rng.choice([0, 1, 2]), rng.uniform(0, arguments.longest)
+            victim = rng.randrange(arguments.ranks)
+            times.append(kill_one(arguments.ranks, folder, saves, moment, victim))
             epoch = endured.check(folder)
             if count % 10 == 0:
                 print(

@@ -166,6 +166,8 @@ def refuse(folder):
     shape, dtype = (4, 3) if odd else (3, 4), np.float32 if odd else np.float64
     tried("shapes", lambda: distributed(two(shape)))
     tried("types", lambda: distributed(two(dtype=dtype)))
+    strided = np.ones((4, 6))[:, ::2] if odd else np.ones((4, 3))
+    tried("memory", lambda: distributed({"a": np.ones(2), "b": strided}))
     tried("rates", lambda: distributed(lr=0.2 if odd else 0.1))
     tried("classes", lambda: distributed(kind=genesis.optim.AdamW if odd else genesis.optim.Adam))
     tried("arguments", lambda: distributed(bucket_mb=5 if odd else 6))

@@ -40,8 +40,12 @@ def _said(value: Any) -> str:
 
 
 def shapes(optimizer: Optimizer) -> list[str]:
-    """What each parameter is like."""
-    return [f"of shape {p.shape} and {p._view.dtype}" for p in optimizer._parameters()]
+    """What each parameter is like, as far as it decides how it is divided."""
+    return [
+        f"of shape {p.shape} and {p._view.dtype}"
+        + ("" if p._view.flags.c_contiguous else ", not C-contiguous")
+        for p in optimizer._parameters()
+    ]
 
 
 def checksum(parameter: Parameter) -> str:

@@ -8,20 +8,21 @@ all ranks and is added to the sum so far in the order of the parts. So the sum o
 
 for whatever number of ranks there is, to the last bit.
 
-Not more than one bucket is on its way at a time: it takes the memory of one bucket to send it, and of
-less than one to receive what is owned of it.
+Not more than one bucket is on its way at a time: it takes the memory of less than one bucket to receive
+what is owned of it, and of one at most to send what does not lie in memory as it is sent. Large arrays
+do: they are sent from where they are, and parameters received where they belong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from .required import mpi
-from .shards import Bucket, Division, Segment
+from .shards import Bucket, Division, Run, Segment
 
 BLOCK = 1 << 14
 """How many elements of a sum are added up at once: little enough to stay in a core's own cache."""
@@ -38,12 +39,13 @@ class Flight(NamedTuple):
     Attributes:
         number: which one.
         requests: what MPI has been asked for.
-        rows: what is owned here of it, from each part of the round, once the requests are done.
+        rows: what is owned here of it, piece by piece: where it lies among what is owned, and from each
+            part of the round the array, once the requests are done.
     """
 
     number: int
     requests: list[Any]
-    rows: list[np.ndarray]
+    rows: list[tuple[slice, list[np.ndarray]]]
 
 
 class Exchange:
@@ -141,16 +143,16 @@ class Exchange:
             else:
                 self._next += 1
 
-    def drain(self, until: int) -> None:
-        """Let buckets that other ranks have sent arrive, since there will be no step; what is in them
-        does not count.
+    def drain(self, until: int, nothing: Sequence[None]) -> None:
+        """Let buckets that other ranks have sent arrive, since there will be no step.
 
         Args:
             until: how many buckets some rank has started.
+            nothing: None for each parameter, as what is in them does not count.
         """
         self._wait()
         while self._next < until:
-            self._start(None)
+            self._start(nothing)
             self._wait()
 
     def _wait(self) -> None:
@@ -158,49 +160,77 @@ class Exchange:
             mpi().Request.Waitall(self._flight.requests)
             self._arrived()
 
-    def _start(self, views: Sequence[View] | None) -> None:
+    def _start(self, views: Sequence[View]) -> None:
         """Send the next bucket, and ask for what is owned here of it."""
         number, bucket = self._next, self.division.buckets[self._next]
         wire = BFLOAT16 if self._bfloat16 else bucket.arithmetic
-        self._outgoing = _room(self._outgoing, bucket.size * max(wire.itemsize, _wide(bucket)))
-        sent = self._outgoing[: bucket.size * wire.itemsize].view(wire)
-        count = self.contributors(self._round)
-        contributes = self.rank < count
-        if views is not None and contributes:
-            for segment in bucket.segments:
-                fill(
-                    sent[segment.at : segment.at + segment.size], segment, views[segment.parameter]
-                )
-        elif not self._deterministic:
-            sent[...] = 0
         own = bucket.own(self.rank)
-        length = own.stop - own.start
-        requests, rows = [], []
         if self._deterministic:
-            others = [r for r in range(self.size) if r != self.rank]
-            incoming = [r for r in others if r < count] if length else []
-            self._incoming = _room(self._incoming, len(incoming) * length * wire.itemsize)
-            received = self._incoming[: len(incoming) * length * wire.itemsize].view(wire)
-            boxes = dict(zip(incoming, received.reshape(len(incoming), length)))
-            if contributes:
-                boxes[self.rank] = sent[own]
-            tag = number % 32768
-            requests += [self.comm.Irecv(_bytes(boxes[r]), r, tag) for r in incoming]
-            if contributes:
-                requests += [
-                    self.comm.Isend(_bytes(sent[bucket.own(r)]), r, tag)
-                    for r in others
-                    if bucket.starts[r] < bucket.starts[r + 1]
-                ]
-            rows = [boxes[r] for r in sorted(boxes)]
+            requests, rows = self._exchanged(number, views, wire)
         else:
-            self._incoming = _room(self._incoming, length * wire.itemsize)
-            received = self._incoming[: length * wire.itemsize].view(wire)
+            sent = self._box(bucket.size, wire)
+            contributes = self.rank < self.contributors(self._round)
+            for segment in bucket.segments:
+                place = sent[segment.at : segment.at + segment.size]
+                fill(place, segment, views[segment.parameter] if contributes else None)
+            self._incoming = _room(self._incoming, (own.stop - own.start) * wire.itemsize)
+            received = self._incoming[: (own.stop - own.start) * wire.itemsize].view(wire)
             counts = np.diff(bucket.starts).tolist()
-            requests.append(self.comm.Ireduce_scatter(sent, received, counts))
-            rows = [received]
+            requests = [self.comm.Ireduce_scatter(sent, received, counts)]
+            rows = [(slice(0, own.stop - own.start), [received])]
         self._flight = Flight(number, requests, rows)
         self._next += 1
+
+    def _exchanged(
+        self, number: int, views: Sequence[View], wire: np.dtype
+    ) -> tuple[list[Any], list[tuple[slice, list[np.ndarray]]]]:
+        """Send a bucket to its owners; what MPI was asked for, and what there is to be added up then."""
+        bucket, tag = self.division.buckets[number], number % 32768
+        count = self.contributors(self._round)
+        contributes = self.rank < count
+        own = bucket.own(self.rank)
+        length = own.stop - own.start
+        others = [r for r in range(count) if r != self.rank]
+        self._incoming = _room(self._incoming, len(others) * length * wire.itemsize)
+        received = self._incoming[: len(others) * length * wire.itemsize].view(wire)
+        boxes = dict(zip(others, received.reshape(len(others), length)))
+        mine: list[Any] = [None] * len(bucket.runs)
+        if contributes:
+            mine = [pack(*each, views) for each in self._laid_out(bucket.runs, views, wire)]
+        requests, rows = [], []
+        for run, array in zip(bucket.runs, mine):
+            if run.owner != self.rank:
+                if contributes:
+                    requests.append(self.comm.Isend(_bytes(array), run.owner, tag))
+                continue
+            place = slice(run.start - own.start, run.stop - own.start)
+            parts = {other: box[place] for other, box in boxes.items()}
+            requests += [self.comm.Irecv(_bytes(part), r, tag) for r, part in parts.items()]
+            if contributes:
+                parts[self.rank] = array
+            rows.append((place, [parts[rank] for rank in sorted(parts)]))
+        return requests, rows
+
+    def _laid_out(
+        self, runs: Sequence[Run], views: Sequence[View], kind: np.dtype
+    ) -> list[tuple[Run, np.ndarray, bool]]:
+        """For each run the memory from which, or into which, it travels, and whether it is a copy's."""
+        arrays = [flat(run, views, kind) for run in runs]
+        copied = sum(run.stop - run.start for run, array in zip(runs, arrays) if array is None)
+        box, at = self._box(copied, kind), 0
+        found = []
+        for run, array in zip(runs, arrays):
+            if array is not None:
+                found.append((run, array, False))
+                continue
+            found.append((run, box[at : at + run.stop - run.start], True))
+            at += run.stop - run.start
+        return found
+
+    def _box(self, size: int, kind: np.dtype) -> np.ndarray:
+        """Memory for what is on its way out, or in; its contents are nothing yet."""
+        self._outgoing = _room(self._outgoing, size * kind.itemsize)
+        return self._outgoing[: size * kind.itemsize].view(kind)
 
     def _arrived(self) -> None:
         """Add what has come in to the sums."""
@@ -211,7 +241,8 @@ class Exchange:
         if self._everything:
             total = total[bucket.own(self.rank)]
         last = self._round == self.rounds - 1
-        add_up(total, rows, self._round == 0, 1 / self.parts if last else 1.0)
+        for place, parts in rows:
+            add_up(total[place], parts, self._round == 0, 1 / self.parts if last else 1.0)
 
     # ---- back to all ranks ----
 
@@ -219,7 +250,10 @@ class Exchange:
         """Let all ranks have the sums of everything."""
         for bucket, total in zip(self.division.buckets, self.sums):
             if wanted(bucket):
-                self._share(bucket, total)
+                counts = np.diff(bucket.starts) * total.itemsize
+                places = np.array(bucket.starts[:-1]) * total.itemsize
+                box = [_bytes(total), counts.tolist(), places.tolist(), mpi().BYTE]
+                self.comm.Allgatherv(mpi().IN_PLACE, box)
 
     def share_parameters(self, views: Sequence[View], wanted: Callable[[Bucket], bool]) -> None:
         """Let all ranks have the parameters as their owners have them.
@@ -233,42 +267,44 @@ class Exchange:
         for bucket in self.division.buckets:
             if not wanted(bucket):
                 continue
-            flat = self.flat_of(bucket)
-            if flat is not None:
-                self._share(bucket, flat)
-                continue
-            kind = bucket.dtype
-            self._outgoing = _room(self._outgoing, bucket.size * _wide(bucket))
-            box = self._outgoing[: bucket.size * kind.itemsize].view(kind)
-            for segment in bucket.segments:
-                place = box[segment.at : segment.at + segment.size]
-                if segment.owner == self.rank:
-                    fill(place, segment, views[segment.parameter])
-            self._share(bucket, box)
-            for segment in bucket.segments:
-                if segment.owner != self.rank:
-                    spread(views[segment.parameter], segment, box[segment.at :])
+            requests, arriving = [], []
+            for owner, array, run in self._places(bucket, views):
+                if owner == self.rank:
+                    others = (r for r in range(self.size) if r != self.rank)
+                    requests += [self.comm.Isend(_bytes(array), r) for r in others]
+                else:
+                    requests.append(self.comm.Irecv(_bytes(array), owner))
+                    arriving += [] if run is None else [(array, run)]
+            mpi().Request.Waitall(requests)
+            for array, run in arriving:
+                spread(array, run, views)
+
+    def _places(
+        self, bucket: Bucket, views: Sequence[View]
+    ) -> Iterator[tuple[int, np.ndarray, Run | None]]:
+        """Of parameters in a bucket the messages: their owners, where they lie, and what is a copy."""
+        memory = self._flat.get(bucket.dtype)
+        if memory is not None and bucket.place < memory.size:
+            for rank in range(self.size):
+                if bucket.starts[rank] < bucket.starts[rank + 1]:
+                    yield rank, memory[bucket.place :][bucket.own(rank)], None
+            return
+        for run, array, is_copy in self._laid_out(bucket.runs, views, bucket.dtype):
+            if run.owner == self.rank:
+                yield run.owner, pack(run, array, is_copy, views), None
+            else:
+                yield run.owner, array, run if is_copy else None
 
     def broadcast(self, views: Sequence[View], root: int) -> None:
         """Let all ranks have the parameters as `root` has them."""
         for bucket in self.division.buckets:
-            kind = bucket.dtype
-            self._outgoing = _room(self._outgoing, bucket.size * _wide(bucket))
-            box = self._outgoing[: bucket.size * kind.itemsize].view(kind)
-            for segment in bucket.segments:
-                fill(box[segment.at : segment.at + segment.size], segment, views[segment.parameter])
+            box = self._box(bucket.size, bucket.dtype)
+            for segment in bucket.segments if self.rank == root else ():
+                place = box[segment.at : segment.at + segment.size]
+                fill(place, segment, views[segment.parameter])
             self.comm.Bcast(_bytes(box), root)
-            for segment in bucket.segments:
-                spread(views[segment.parameter], segment, box[segment.at :])
-
-    def _share(self, bucket: Bucket, box: np.ndarray) -> None:
-        """Complete a bucket of which each rank has what it owns."""
-        MPI = mpi()
-        counts = np.diff(bucket.starts) * box.itemsize
-        places = np.array(bucket.starts[:-1]) * box.itemsize
-        self.comm.Allgatherv(
-            MPI.IN_PLACE, [_bytes(box), counts.tolist(), places.tolist(), MPI.BYTE]
-        )
+            for run in bucket.runs:
+                spread(box[run.start : run.stop], run, views)
 
     # ---- parameters in one piece of memory ----
 
@@ -297,13 +333,6 @@ class Exchange:
                         made[segment.parameter] = whole
         return made
 
-    def flat_of(self, bucket: Bucket) -> np.ndarray | None:
-        """The memory in which the parameters of a bucket lie as they travel, if they do."""
-        flat = self._flat.get(bucket.dtype)
-        if flat is None or bucket.place >= flat.size:
-            return None
-        return flat[bucket.place : bucket.place + bucket.size]
-
 
 def fill(box: np.ndarray, segment: Segment, view: View) -> None:
     """Copy a segment of an array into a box of its size, converted; zeros if there is no array."""
@@ -317,12 +346,32 @@ def fill(box: np.ndarray, segment: Segment, view: View) -> None:
             np.copyto(box, view.reshape(-1)[segment.start : segment.stop], casting="unsafe")
 
 
-def spread(view: np.ndarray, segment: Segment, box: np.ndarray) -> None:
-    """Copy a box, which may be longer, into a segment of an array of its type."""
-    if segment.whole:
-        np.copyto(view, box[: segment.size].reshape(view.shape))
-    else:
-        np.copyto(view.reshape(-1)[segment.start : segment.stop], box[: segment.size])
+def spread(box: np.ndarray, run: Run, views: Sequence[View]) -> None:
+    """Copy a run from a box into arrays of its type."""
+    for segment in run.segments:
+        at = segment.at - run.start
+        part, view = box[at : at + segment.size], views[segment.parameter]
+        if segment.whole:
+            np.copyto(view, part.reshape(view.shape))
+        else:
+            np.copyto(view.reshape(-1)[segment.start : segment.stop], part)
+
+
+def flat(run: Run, views: Sequence[View], kind: np.dtype) -> np.ndarray | None:
+    """A run where it lies, if it lies in one piece and has this type; else None."""
+    first = run.segments[0]
+    view = views[first.parameter]
+    if len(run.segments) > 1 or view is None or view.dtype != kind or not view.flags.c_contiguous:
+        return None
+    return view.reshape(-1)[first.start : first.stop]
+
+
+def pack(run: Run, array: np.ndarray, is_copy: bool, views: Sequence[View]) -> np.ndarray:
+    """The memory from which a run is sent, filled if it is a copy's."""
+    for segment in run.segments if is_copy else ():
+        at = segment.at - run.start
+        fill(array[at : at + segment.size], segment, views[segment.parameter])
+    return array
 
 
 def add_up(total: np.ndarray, rows: Sequence[np.ndarray], begins: bool, factor: float) -> None:
@@ -345,11 +394,6 @@ def add_up(total: np.ndarray, rows: Sequence[np.ndarray], begins: bool, factor: 
                 np.add(sum_, each, out=sum_)
             if factor != 1:
                 np.multiply(sum_, times, out=sum_)
-
-
-def _wide(bucket: Bucket) -> int:
-    """How many bytes an element takes at most, of a parameter or of a sum."""
-    return bucket.arithmetic.itemsize
 
 
 def _room(memory: np.ndarray, size: int) -> np.ndarray:

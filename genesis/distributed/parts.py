@@ -147,8 +147,7 @@ class Parts:
         self.agree(doing, error, arguments, views)
         if not self._has_begun:
             self._exchange.begin(self.round)
-        nothing: list[Any] = [None] * len(self._ready)
-        self._exchange.finish(nothing if views is None else views, self.wants)
+        self._exchange.finish([None] * self._share.count if views is None else views, self.wants)
         self.round += 1
         self._begin_part()
 
@@ -206,7 +205,7 @@ class Parts:
         """Let the buckets arrive that some rank has sent, and begin the step anew."""
         if not self._has_begun:
             self._exchange.begin(self.round)
-        self._exchange.drain(sent)
+        self._exchange.drain(sent, [None] * self._share.count)
         self.forget()
 
     def _note_given(self, notes: Sequence[tuple[int, bytes | None]]) -> None:

@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+LARGE = 1 << 14
+"""From how many elements on a segment is a message of its own. To copy so many takes longer than what a
+message costs beside its bytes."""
+
 
 class Tensor(NamedTuple):
     """A parameter as it is divided.
@@ -55,6 +59,21 @@ class Segment(NamedTuple):
         return self.stop - self.start
 
 
+class Run(NamedTuple):
+    """Neighbours in a bucket, of one owner, that travel as one message.
+
+    Attributes:
+        owner: the rank that updates them.
+        start, stop: where they lie in the bucket.
+        segments: what they are.
+    """
+
+    owner: int
+    start: int
+    stop: int
+    segments: tuple[Segment, ...]
+
+
 class Bucket(NamedTuple):
     """What travels at once.
 
@@ -62,6 +81,8 @@ class Bucket(NamedTuple):
         dtype: of the parameters.
         segments: what is in it, in order.
         starts: where the elements of each rank begin, and their end as the last one.
+        runs: the same as messages: large segments by themselves, since these need no copy, and small
+            ones together.
         place: where the bucket begins among all elements of this type.
         parameters: the numbers of the parameters of which something is in it.
     """
@@ -69,6 +90,7 @@ class Bucket(NamedTuple):
     dtype: np.dtype
     segments: tuple[Segment, ...]
     starts: tuple[int, ...]
+    runs: tuple[Run, ...]
     place: int
     parameters: frozenset[int]
 
@@ -212,4 +234,18 @@ class Division:
             counts[owner] += stop - start
         starts = (0, *np.cumsum(counts).tolist())
         parameters = frozenset(tensor.number for tensor, *_ in cut)
-        return Bucket(dtype, tuple(segments), starts, place, parameters)
+        return Bucket(dtype, tuple(segments), starts, _runs(segments), place, parameters)
+
+
+def _runs(segments: Sequence[Segment]) -> tuple[Run, ...]:
+    """The segments of a bucket as messages."""
+    runs: list[list[Segment]] = []
+    for segment in segments:
+        last = runs[-1][-1] if runs else None
+        alone = segment.size >= LARGE or last is None or last.size >= LARGE
+        if alone or last.owner != segment.owner:  # type: ignore[union-attr]
+            runs.append([])
+        runs[-1].append(segment)
+    return tuple(
+        Run(run[0].owner, run[0].at, run[-1].at + run[-1].size, tuple(run)) for run in runs
+    )
