@@ -376,6 +376,12 @@ class DistributedOptimizer(Wrapper):
         ending: Ending | None = None,
         factor: float = 1.0,
     ) -> None:
+        is_divided = self._share.local is not self.optimizer
+        if ending and is_divided and any(g.get("master_weights") for g in self.param_groups):
+            raise ValueError(
+                "an optimizer around a DistributedOptimizer that moves parameters does not find their "
+                "masters, which are divided among ranks: give shard_state=False"
+            )
         self._sum_up(
             given,
             {
