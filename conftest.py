@@ -10,6 +10,7 @@ import pytest
 collect_ignore_glob = [
     *(["genesis/kernels/cuda*"] if find_spec("numba_cuda") is None else []),
     *(["genesis/torch/*"] if find_spec("torch") is None else []),
+    *(["genesis/distributed/*"] if find_spec("mpi4py") is None else []),
 ]
 
 

@@ -172,7 +172,7 @@ class GradScaler:
         gradients = [p.grad for p in parameters if p.grad is not None]
         _, finite = norm_and_finite(gradients, 1 / self._scale)
         scale_gradients(parameters, 1 / self._scale)
-        self._note(optimizer, _UNSCALED, not finite)
+        self._note(optimizer, _UNSCALED, not optimizer._finite_everywhere(finite))
 
     def step(
         self,

@@ -12,6 +12,7 @@ collect_ignore = [
     "conftest.py",  # by doctest, which takes one for the other beside benchmarks/
     # Run in processes of their own, and with torch only.
     *(["rank_trainer.py", "torch_session.py"] if find_spec("torch") is None else []),
+    *(["rank_distributed.py", "mpi_runs.py"] if find_spec("mpi4py") is None else []),
 ]
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 NEED_TORCH = {"under_torch.md"}
+NEED_MPI = {"scaling.md"}
 ON_DEVICES = {"gpu.md"}
 """Pages that say something else where there is a GPU, or a simulated one."""
 
@@ -41,6 +42,8 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
 
     if page.name in NEED_TORCH:
         pytest.importorskip("torch")
+    if page.name in NEED_MPI:
+        pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI: pip install mpi4py mpich")
     if SIMULATED and page.name not in ON_DEVICES:
         pytest.skip("about the CPU target")
     monkeypatch.chdir(tmp_path)
@@ -154,7 +157,8 @@ def test_names_of_megengine():
 
 MODULES = (
     "genesis genesis.amp genesis.nn genesis.nn.utils genesis.optim genesis.optim.lr_scheduler "
-    "genesis.optim.schedules genesis.optim.swa_utils genesis.transforms genesis.tree"
+    "genesis.optim.schedules genesis.optim.swa_utils genesis.transforms genesis.tree "
+    "genesis.distributed"
 )
 ELSEWHERE = {
     "genesis.amp.autocast": "genesis.autocast",

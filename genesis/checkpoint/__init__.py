@@ -9,7 +9,8 @@ the file's `__metadata__`:
     structure   the object as JSON, `{"$tensor": name}` where an array stands
 
 The modules follow a save: `codec` (the object as JSON and back), `file_format` (the bytes of the
-file), `atomic_file` (the file on the disk); the public functions stand here. Nothing is pickled, and
+file), `atomic_file` (the file on the disk), `sharded` (several files that belong together); the public
+functions stand here. Nothing is pickled, and
 what a file says is believed only after it was checked.
 
 The file is written here and not by the `safetensors` package, which (0.8.0) wants every array in
@@ -33,7 +34,7 @@ import numpy as np
 from .. import buffers, regions, tree
 from ..commit import assign, commit
 from ..parameter import Parameter
-from . import atomic_file, codec, file_format
+from . import atomic_file, codec, file_format, sharded
 
 __all__ = ["CheckpointError", "load", "load_checkpoint", "save", "save_checkpoint"]
 
@@ -228,6 +229,18 @@ def load_checkpoint(
         5
     """
     _named(path, unnamed, "load_checkpoint(path, name=object, ...)")
+    trees = _trees_among(objects)
+    states = _values_by_name(os.fsdecode(path))
+    _restore(os.fsdecode(path), states, objects, trees)
+    return states
+
+
+def _trees_among(objects: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of those objects that are trees, by their paths.
+
+    Raises:
+        TypeError: something can be restored neither so nor by a `load_state_dict`.
+    """
     trees = {name: _arrays_of(value) for name, value in objects.items()}
     for name, value in objects.items():
         if not codec.has_method(value, "load_state_dict") and not trees[name]:
@@ -235,22 +248,26 @@ def load_checkpoint(
                 f"{name}: {codec.a(value)} has no load_state_dict method and is no tree of writable "
                 f"arrays; take its value from what load_checkpoint returns"
             )
-    states = load(path)
-    if type(states) is not dict or not all(type(name) is str for name in states):
-        raise CheckpointError(
-            f"cannot load {os.fsdecode(path)!r}: it does not hold values by name; "
-            "use genesis.load for a file that genesis.save has written"
-        )
+    return trees
+
+
+def _restore(
+    path: str,
+    states: dict[str, Any],
+    objects: dict[str, Any],
+    trees: dict[str, dict[str, np.ndarray]],
+) -> None:
+    """Give objects back what was saved of them; all of them, or none that can be set back."""
     unknown = [name for name in objects if name not in states]
     if unknown:
         raise ValueError(
-            f"{os.fsdecode(path)!r} holds nothing named {_quoted(unknown)}; "
+            f"{path!r} holds nothing named {_quoted(unknown)}; "
             f"it holds {_quoted(states) or 'nothing'}"
         )
     restoring = [
         action
         for name, arrays in trees.items()
-        for action in _restoring(f"{name} in {os.fsdecode(path)!r}", arrays, states[name])
+        for action in _restoring(f"{name} in {path!r}", arrays, states[name])
     ]
     before: list[tuple[Any, Any]] = []
     try:
@@ -267,6 +284,21 @@ def load_checkpoint(
             with contextlib.suppress(Exception):
                 value.load_state_dict(state)
         raise
+
+
+def _values_by_name(path: str) -> dict[str, Any]:
+    """What `save_checkpoint` has written, here or in several processes together."""
+    states = load(path)
+    if sharded.is_index(states):
+        try:
+            return sharded.assembled(path, states, load)
+        except sharded.ShardError as error:
+            raise CheckpointError(f"cannot load {path!r}: {error}") from error
+    if type(states) is not dict or not all(type(name) is str for name in states):
+        raise CheckpointError(
+            f"cannot load {path!r}: it does not hold values by name; "
+            "use genesis.load for a file that genesis.save has written"
+        )
     return states
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from .combining import Combination, OfAll, likeness
-from .compiling import module_named
+from .compiling import module_named, target_named
 from .launch import Batch, Copy, FlatBatch, FlatLaunch, Launch, prepare, prepare_flat
 from .norms import clip, norm, norm_and_finite
 
 __all__ = [
     "Batch", "CHANGED", "Combination", "Copy", "FITS", "FlatBatch", "FlatLaunch", "Launch",
-    "MAY_OVERLAP", "MOVED", "OfAll", "block_updates", "cells", "clip", "confident_updates",
-    "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries", "kept_list", "likeness", "norm",
-    "norm_and_finite", "prepare", "prepare_flat", "question", "regions", "slot_offset", "staying",
-    "watch", "working",
+    "MAY_OVERLAP", "MOVED", "OfAll", "block_updates", "cells", "chunk_length", "clip",
+    "confident_updates", "factored_updates", "gatherer", "ids", "kept_dict", "kept_entries",
+    "kept_list", "likeness", "norm", "norm_and_finite", "prepare", "prepare_flat", "question",
+    "regions", "slot_offset", "staying", "watch", "working",
 ]  # fmt: skip
 
 CHANGED, MAY_OVERLAP = -1, -2
@@ -34,6 +34,11 @@ order than the one it belongs to; it is none of what is expected. See `handles.l
 MOVED, MEETS = 1, 2
 """What is said of a table that does not fit any more: it writes elsewhere than it did, or a gradient
 lies where it writes. See `handles.stays`."""
+
+
+def chunk_length() -> int:
+    """How many elements of a tensor a kernel for the CPU works on at once, and sums up by themselves."""
+    return target_named("cpu").CHUNK
 
 
 def ids(things: Sequence[Any]) -> np.ndarray:

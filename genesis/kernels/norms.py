@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from . import reductions
 from .launch import Launch, OverTable
+
+Together = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+"""What makes of the numbers that are known here those that are known anywhere."""
+
+
+def _all_here(numbers: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """For tables that are all there is."""
+    return numbers
 
 
 def norm(tables: Sequence[OverTable], norm_type: float) -> float:
@@ -17,7 +27,9 @@ def norm(tables: Sequence[OverTable], norm_type: float) -> float:
     return reductions.norm(norm_type, [r for r, _ in reduced], [o for _, o in reduced])
 
 
-def norm_and_finite(tables: Sequence[OverTable], factor: float = 1.0) -> tuple[float, bool]:
+def norm_and_finite(
+    tables: Sequence[OverTable], factor: float = 1.0, together: Together = _all_here
+) -> tuple[float, bool]:
     """The norm of all first columns together, and whether all their elements are finite.
 
     One pass tells both, unless squares overflow; then another one does, in which they cannot.
@@ -25,26 +37,29 @@ def norm_and_finite(tables: Sequence[OverTable], factor: float = 1.0) -> tuple[f
     Args:
         tables: launches or batches.
         factor: what the elements are multiplied by. Default: 1.0.
+        together: where other processes have tables, too, what exchanges numbers with them; it is then
+            called the same number of times in each, and all of them get one result. Default: there are
+            no others.
 
     Returns:
         The norm of the elements times `factor`, and whether neither they nor the products are inf or
         NaN. The norm of finite numbers is inf only beyond the largest float64.
     """
-    reduced = [table.reduce(2.0) for table in tables]
-    norm = factor * reductions.norm(2.0, [r for r, _ in reduced], [o for _, o in reduced])
+    sums = [table.reduce(2.0)[0] for table in tables]
+    norm = factor * reductions.norm(2.0, together(sums), ())
     if math.isfinite(norm):
         return norm, True
-    scaled = []
-    for table, (sums, _) in zip(tables, reduced):
-        if sums.sum() < reductions.LARGE:
-            scaled.append((sums, 1.0))
-        elif table.squares_may_overflow:
-            scaled.append(table.reduce_small())
-        else:
-            return norm, False
-    scale = min((scale for _, scale in scaled), default=1.0)
-    common = [sums * (scale / own) * (scale / own) for sums, own in scaled]
-    root = reductions.norm(2.0, common, [owners for _, owners in reduced])
+    # Sums that overflowed in another way than by squares are inf or NaN whatever is done.
+    scaled = [
+        (each, 1.0)
+        if each.sum() < reductions.LARGE or not table.squares_may_overflow
+        else table.reduce_small()
+        for table, each in zip(tables, sums)
+    ]
+    scales = together([np.array([1.0, *(scale for _, scale in scaled)])])
+    scale = min(float(each.min()) for each in scales)
+    common = [each * (scale / own) * (scale / own) for each, own in scaled]
+    root = reductions.norm(2.0, together(common), ())
     if not math.isfinite(root):
         return norm, False
     norm = root * (factor / scale)

@@ -138,7 +138,7 @@ class GradientOptimizer(Optimizer):
                 zero_grad=zero_grad,
                 _inverse_scale=inverse_scale,
             )
-        elif norm_and_finite(self._views(grads), inverse_scale)[1]:
+        elif self._finite_everywhere(norm_and_finite(self._views(grads), inverse_scale)[1]):
 
             def step(_: Optimizer, **kwargs: Any) -> Any:
                 return self._step(**kwargs, _inverse_scale=inverse_scale)
@@ -158,6 +158,10 @@ class GradientOptimizer(Optimizer):
         self.skipped_steps += 1
         if zero_grad:
             self.zero_grad(set_to_none=False)
+
+    def _finite_everywhere(self, finite: bool) -> bool:
+        """Whether gradients are finite, given whether those of this process are."""
+        return finite
 
     def _views(self, grads: Any) -> list[np.ndarray]:
         """The views of all gradients that there are."""

@@ -313,6 +313,10 @@ class Mixed(GradientOptimizer):
             RuntimeError: no parameter has an average.
             TypeError, ValueError: an array does not fit its place. Nothing has been written.
         """
+        commit(self._swapping_ema())
+
+    def _swapping_ema(self) -> list[partial]:
+        """The calls, for `commit`, that `swap_ema` makes."""
         actions: list[partial] = []
         state = self.state
         with_averages = [
@@ -330,21 +334,29 @@ class Mixed(GradientOptimizer):
                 )
             ]
             actions += ema.swap(everyone, part._state, getattr(part, "stream", None))
-        commit(actions)
+        return actions
 
     # ---- snapshots ----
 
     def _snapshot(self) -> dict[str, Any]:
         number = {parameter: i for i, parameter in enumerate(self._parameters())}
         state: dict[int, Any] = {}
+        for part, _ in self._sorted():
+            numbers = [number[parameter] for parameter in part._parameters()]
+            saved = part._snapshot()["state"]
+            state.update((numbers[i], entries) for i, entries in saved.items())
+        groups = self._saved_groups(self._last_steps)
+        return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+    def _saved_groups(self, last_steps: Callable[[], list[int]]) -> list[dict[str, Any]]:
+        number = {parameter: i for i, parameter in enumerate(self._parameters())}
         groups: list[Any] = [None] * len(self.param_groups)
         for part, rows in self._sorted():
-            saved = part._snapshot()
             numbers = [number[parameter] for parameter in part._parameters()]
-            state.update((numbers[i], entries) for i, entries in saved["state"].items())
-            for i, group in zip(rows, saved["param_groups"]):
+            saved = part._saved_groups(lambda rows=rows: [last_steps()[i] for i in rows])  # type: ignore[misc]
+            for i, group in zip(rows, saved):
                 groups[i] = {**group, "params": [numbers[each] for each in group["params"]]}
-        return {"state": dict(sorted(state.items())), "param_groups": groups}
+        return groups
 
     def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
         saved = list(saved_groups)

@@ -326,20 +326,31 @@ class Optimizer:
             for parameter, i in number.items()
             if self.state.get(parameter)
         }
+        return {"state": state, "param_groups": self._saved_groups(self._last_steps)}
+
+    def _saved_groups(self, last_steps: Callable[[], list[int]]) -> list[dict[str, Any]]:
+        """The groups as a state dict has them.
+
+        Args:
+            last_steps: tells, if that is asked for, what `_last_steps` does.
+        """
+        number = {parameter: i for i, parameter in enumerate(self._parameters())}
         groups = []
-        for group in self.param_groups:
+        for i, group in enumerate(self.param_groups):
             numbers = [number[parameter] for parameter in group["params"]]
             settings = {name: value for name, value in group.items() if name != "params"}
             functions = hyper.scheduled(self._hypers, settings)
             if functions:
-                settings = hyper.at(self._hypers, settings, functions, self._last_step(group))
+                settings = hyper.at(self._hypers, settings, functions, last_steps()[i])
             groups.append({**deepcopy(settings), "params": numbers})
-        return {"state": state, "param_groups": groups}
+        return groups
 
-    def _last_step(self, group: dict[str, Any]) -> int:
-        """How many updates the parameters of a group had had when they had their last."""
-        steps = [self.state.get(parameter, {}).get("step", 0) for parameter in group["params"]]
-        return max(0, int(max(steps, default=0)) - 1)
+    def _last_steps(self) -> list[int]:
+        """For each group how many updates its parameters had had when they had their last."""
+        return [
+            max(0, int(max((self.state.get(p, {}).get("step", 0) for p in each), default=0)) - 1)
+            for each in (group["params"] for group in self.param_groups)
+        ]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over state and hyper-parameters from what `state_dict()` returned.

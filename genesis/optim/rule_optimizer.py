@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -299,6 +300,10 @@ class RuleOptimizer(GradientOptimizer):
             >>> x
             array([-1.])
         """
+        commit(self._swapping_ema())
+
+    def _swapping_ema(self) -> list[partial]:
+        """The calls, for `commit`, that `swap_ema` makes."""
         everyone = [
             (parameter, members.label(number, name))
             for number, (parameter, name) in enumerate(
@@ -307,7 +312,7 @@ class RuleOptimizer(GradientOptimizer):
                 for pair in zip(group["params"], members.names(group, group["params"]))
             )
         ]
-        commit(ema.swap(everyone, self._state, self._stream))
+        return ema.swap(everyone, self._state, self._stream)
 
     # ---- devices ----
 

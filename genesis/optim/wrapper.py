@@ -112,6 +112,9 @@ class Wrapper(GradientOptimizer):
     def _changes(self) -> measured.Changes | None:
         return self.optimizer._changes()
 
+    def _finite_everywhere(self, finite: bool) -> bool:
+        return self.optimizer._finite_everywhere(finite)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)
 
