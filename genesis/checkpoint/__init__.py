@@ -4,9 +4,11 @@ Arrays become the tensors of the file, under names that follow their place in th
 (`optimizer.state.0.exp_avg`), so that any safetensors reader opens them. Everything else is JSON in
 the file's `__metadata__`:
 
-    checksum    SHA-256 of the whole file, taken while these 64 digits are zeros
-    format      "genesis 1"
+    checksum    "xxh3_128:" and 32 digits: that sum of the whole file, taken while they are zeros
+    format      "genesis 2"
     structure   the object as JSON, `{"$tensor": name}` where an array stands
+
+Files of format "genesis 1" have 64 digits of SHA-256 there, and are read too.
 
 The modules follow a save: `codec` (the object as JSON and back), `file_format` (the bytes of the
 file), `atomic_file` (the file on the disk); the public functions stand here. Nothing is pickled, and

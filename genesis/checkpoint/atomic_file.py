@@ -103,6 +103,17 @@ class _best_effort:  # noqa: N801, used like a function
         return isinstance(error, OSError) and error.errno is not None
 
 
+def begin_flushing(file: io.FileIO, start: int, length: int) -> None:
+    """Let the system begin to put this part of the file on the disk, if it can be asked to.
+
+    The file is flushed in the end in any case; begun early, that takes little more than the disk does.
+    """
+    if hasattr(os, "posix_fadvise"):
+        # That the file is not needed in memory is what makes Linux write it, without waiting for it.
+        with _best_effort():
+            os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
+
+
 def _check_target(target: str) -> os.stat_result | None:
     """The status of the file to be replaced, None if there is none."""
     try:
