@@ -19,6 +19,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -53,6 +54,7 @@ _BEGINNING = b'{"__metadata__":{"checksum":"'
 _MAX_HEADER = 100_000_000  # the limit that the safetensors package sets
 _CHUNK = 1 << 18  # small enough to be written and summed from the processor's cache
 _PIECE = 1 << 23  # of what is written from memory that nobody else changes, and of early flushing
+_MOST = 1 << 30  # of what one call reads
 _BLOCK = 1 << 14  # of header; small, as looking through it takes some times its size
 _FOREIGN = (
     "genesis.save did not write it, or its beginning is damaged; if another program wrote it, "
@@ -90,9 +92,10 @@ def make_header(structure: str, sources: dict[str, codec.Source]) -> bytes:
         }
     }
     end = tensors = 0
+    of_torch = codec.TORCH in structure
     for name, source in sources.items():
-        begin, end = end, end + math.prod(source.shape) * source.dtype.itemsize
-        tensors += _memory_of_tensor(name, source.shape, codec.TORCH in structure)
+        begin, end = end, end + codec.size(source)
+        tensors += _memory_of_tensor(name, source.shape, of_torch)
         entries[name] = {
             "dtype": codec.CODES[source.dtype],
             "shape": source.shape,
@@ -163,10 +166,8 @@ def write(
     put(struct.pack("<Q", len(header)))
     put(header)
     for name, source in sources.items():
-        array = source.fetch()
-        if codec.native(array.dtype) != source.dtype or array.shape != source.shape:
-            raise RuntimeError(f"the array {name!r} changed while it was being saved")
-        data = _raw(np.ascontiguousarray(array, dtype=source.dtype))
+        array = codec.fetched(name, source)
+        data = raw(np.ascontiguousarray(array, dtype=source.dtype))
         step = _PIECE if still else _CHUNK
         for start in range(0, data.size, step):
             piece = data[start : start + step]
@@ -186,13 +187,33 @@ def _write_all(file: io.FileIO, chunk: Any) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
+def raw(array: np.ndarray) -> np.ndarray:
     """The bytes of a contiguous array, not copied."""
     return array.reshape(-1).view(np.uint8)
 
 
-def read(file: io.BufferedReader) -> tuple[str, dict[str, np.ndarray]]:
+class Contents(NamedTuple):
+    """What a file holds that agrees with its checksum.
+
+    Attributes:
+        structure: the object as JSON.
+        arrays: the tensors by name.
+        left: where in the file those tensors begin whose values were summed up, and not kept.
+    """
+
+    structure: str
+    arrays: dict[str, np.ndarray]
+    left: dict[str, int]
+
+
+def read(
+    file: io.BufferedReader, leave: Callable[[str, np.ndarray], bool] | None = None
+) -> Contents:
     """The structure and the tensors, from a file that agrees with its checksum.
+
+    Args:
+        file: the file, at its beginning.
+        leave: says of a tensor's name and its array, still to be filled, whether it is to stay so.
 
     Raises:
         ValueError: it does not, or no file that `make_header` and `write` made could be like this.
@@ -213,16 +234,37 @@ def read(file: io.BufferedReader) -> tuple[str, dict[str, np.ndarray]]:
     total.update(start + header[:before] + b"0" * checksum.digits)
     total.update(memoryview(header)[after:])
     del header
-    for array in arrays.values():
-        data = _raw(array)
+    left: dict[str, int] = {}
+    scratch = np.empty(_CHUNK, np.uint8)
+    position = 8 + length
+    for name, array in arrays.items():
+        data = raw(array)
+        if leave is not None and leave(name, array):
+            left[name] = position
+        position += data.size
         for begin in range(0, data.size, _CHUNK):
-            chunk = data[begin : begin + _CHUNK].data
-            if file.readinto(chunk) != len(chunk):
+            chunk = data[begin : begin + _CHUNK]
+            if name in left:
+                chunk = scratch[: chunk.size]
+            if file.readinto(chunk.data) != chunk.size:
                 raise ValueError("it became shorter while it was read")
-            total.update(chunk)
+            total.update(chunk.data)
     if total.hexdigest().encode() != digits:
         raise ValueError(f"its {checksum.name} checksum does not match: the file is damaged")
-    return structure.decode("ascii"), arrays
+    return Contents(structure.decode("ascii"), arrays, left)
+
+
+def reading(file: io.BufferedReader, array: np.ndarray, begin: int) -> list[tuple[partial, int]]:
+    """Calls implemented in C that read a contiguous array's values from the file, and what they return.
+
+    They are of Linux, whose one call reads less than 2 GiB.
+    """
+    data = raw(array)
+    pieces = [(at, data[at : at + _MOST]) for at in range(0, data.size, _MOST)]
+    return [
+        (partial(os.preadv, file.fileno(), [piece.data], begin + at), piece.size)
+        for at, piece in pieces
+    ]
 
 
 def _read_header(
