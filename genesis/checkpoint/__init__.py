@@ -336,12 +336,19 @@ def load_checkpoint(
             `genesis.tree`) of NumPy arrays or `Parameter`s on the CPU, which are written in place.
             Saved names that are not given are only returned.
 
+    Large arrays of a tree are read straight into their places, without a copy in memory, on Linux, from
+    files of one's own that nobody has open to write into. First the file is read once and found
+    undamaged; the system keeps whoever would write into it waiting until it has been read again. Whoever
+    puts another file in its place, as `save` does, need not wait. Elsewhere they come by way of a copy.
+
     Returns:
-        Every saved value, by name: state dicts, arrays and plain values.
+        Every saved value, by name: state dicts, arrays and plain values. Under the name of a tree that
+        was given, that tree.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file was not written by `save_checkpoint`, or is damaged.
+        CheckpointError: the file was not written by `save_checkpoint`, or is damaged. Nothing is
+            written, unless the message says so: the disk failed after the file was found undamaged.
         TypeError: an object has no `load_state_dict` method and is no tree of arrays.
         ValueError: the file holds nothing under an object's name, or no array of the same shape and type
             under the path of one in a tree, or one more.
