@@ -235,6 +235,14 @@ def _bars() -> list[Bar]:
     at_least(6, "AdamW all in bfloat16: beside float32", ratio, 1.5)
     ratio = _ratio(half, "genesis", ours="genesis, bfloat16 state")
     at_least(6, "AdamW with bfloat16 state: beside float32", ratio, 1.25)
+    ratio = _ratio("checkpoint/save", "genesis", ours="NumPy")
+    claim = "save a checkpoint, 307 MB: time of NumPy's save and fsync"
+    found.append(Bar(16, claim, ratio, 1.15, False))
+    ratio = _ratio("checkpoint/load", "genesis", ours="torch")
+    found.append(Bar(16, "load a checkpoint, 307 MB: time of torch's load", ratio, 1.2, False))
+    ratio = _ratio("checkpoint/save", "genesis, in the background", ours="genesis")
+    claim = "save a checkpoint in the background: the call, of the time of the save"
+    found.append(Bar(16, claim, ratio, 0.25, False, ""))
     scaled = _ratio("scaled/AdamW/resnet50", *TORCH)
     claim = "unscale + check + clip + step, ResNet-50: beside torch's fastest path"
     at_least(6, claim, scaled, 2.0)

@@ -17,7 +17,7 @@ from . import amp, hyper, nn, optim, transforms, tree
 from . import namesake as _namesake
 from ._version import __version__
 from .ahead import warmup
-from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint
+from .checkpoint import CheckpointError, load, load_checkpoint, save, save_checkpoint, wait_for_save
 from .formulas import RuleError, mean, overall, per_tensor, total, transform
 from .kernels.denormals import set_flush_denormal
 from .kernels.threads import get_num_threads, set_num_threads
@@ -57,6 +57,7 @@ __all__ = [
     "transform",
     "transforms",
     "tree",
+    "wait_for_save",
     "warmup",
 ]
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 import sys
 from array import ArrayType
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -646,6 +648,24 @@ def host_copy(array: Any) -> np.ndarray:
                 array = cuda.as_cuda_array(array, sync=False)
             array = array.copy_to_host().view(found.dtype)
     return np.array(array, order="C", copy=True, subok=False)
+
+
+_lending: ContextVar[bool] = ContextVar("genesis_lending", default=False)
+
+
+def lending(call: Callable[[], Any], lend: bool = True) -> Any:
+    """What `call` returns, when `host_copy_or_loan` need not copy; or must, if it is not to `lend`."""
+
+    def within() -> Any:
+        _lending.set(lend)
+        return call()
+
+    return copy_context().run(within)
+
+
+def host_copy_or_loan(array: Any) -> np.ndarray:
+    """As `host_copy`; within `lending`, for who copies it himself, a plain host array as it is."""
+    return array if _lending.get() and type(array) is np.ndarray else host_copy(array)
 
 
 def copy_beside(array: np.ndarray, like: np.ndarray) -> Any:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +21,18 @@ import numpy as np
 _call = getattr(operator, "call", partial.__call__)
 
 
-def commit(actions: Iterable[partial]) -> None:
+def commit(actions: Iterable[partial]) -> list[Any]:
     """Make all calls, in order, with nothing in between.
 
     Args:
         actions: `functools.partial` objects of functions implemented in C (compiled kernels,
             `dict.update`, `ndarray.__setitem__`), which must not fail and whose arguments must not
             run Python code: no `__hash__`, `__eq__` or `__setattr__` written in Python.
+
+    Returns:
+        What they returned.
     """
-    list(map(_call, actions))
+    return list(map(_call, actions))
 
 
 def prepared(actions: Iterable[partial]) -> partial:

@@ -13,7 +13,7 @@ from . import cuda_driver, namesake
 from ._version import __version__
 from .kernels import cache, threads
 
-REQUIRED = ("numba", "llvmlite", "numpy", "ml-dtypes", "safetensors")
+REQUIRED = ("numba", "llvmlite", "numpy", "ml-dtypes", "safetensors", "xxhash")
 
 OPTIONAL = {
     "numba-cuda": "GPUs: pip install 'genesis-optim[cu13]' or '[cu12]'",

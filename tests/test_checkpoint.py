@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import xxhash
 from devices import on_cpu_only
 from safetensors import safe_open
 
@@ -598,7 +600,9 @@ def test_damage_is_named(path):
     content = small_checkpoint(path)
     with open(path, "wb") as file:
         file.write(content[:-1] + b"\xff")
-    with pytest.raises(CheckpointError, match="checksum does not match: the file is damaged"):
+    with pytest.raises(
+        CheckpointError, match="its xxh3_128 checksum does not match: the file is damaged"
+    ):
         load(path)
     with open(path, "wb") as file:
         file.write(content[:-1])
@@ -606,24 +610,40 @@ def test_damage_is_named(path):
         load(path)
 
 
+ZEROS = "xxh3_128:" + "0" * 32
+"""In the place of the checksum, while it is taken."""
+
+
 def forge(path, structure="null", tensors="", data=b"", metadata=None, header=None, length=None):
     """Write a file with a correct checksum, whatever else is wrong with it."""
     if not isinstance(structure, str):
         structure = json.dumps(structure)
     if metadata is None:
-        metadata = f',"format":"genesis 1","structure":{json.dumps(structure)}'
+        metadata = f',"format":"genesis 2","structure":{json.dumps(structure)}'
     if header is None:
-        header = '{"__metadata__":{"checksum":"' + "0" * 64 + f'"{metadata}}}{tensors}}}'
+        header = '{"__metadata__":{"checksum":"' + ZEROS + f'"{metadata}}}{tensors}}}'
     if isinstance(header, str):
         header = header.encode("utf-8", "surrogatepass")
     start = struct.pack("<Q", len(header) if length is None else length)
-    digits = hashlib.sha256(start + header + data).hexdigest().encode()
+    digits = xxhash.xxh3_128(start + header + data).hexdigest()
     with open(path, "wb") as file:
-        file.write(start + header.replace(b"0" * 64, digits, 1) + data)
+        file.write(start + header.replace(b"0" * 32, digits.encode(), 1) + data)
 
 
 def tensor(name="a", dtype="F32", shape="[1]", offsets="[0,4]", more=""):
     return f',"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}{more}}}'
+
+
+def forge_of_0_1(path, structure, tensors="", data=b""):
+    """Write a file as version 0.1 did, whose checksum was SHA-256 and the rest the same."""
+    header = (
+        '{"__metadata__":{"checksum":"' + "0" * 64 + '","format":"genesis 1","structure":'
+        f"{json.dumps(json.dumps(structure))}}}{tensors}}}"
+    ).encode()
+    start = struct.pack("<Q", len(header))
+    digits = hashlib.sha256(start + header + data).hexdigest().encode()
+    with open(path, "wb") as file:
+        file.write(start + header.replace(b"0" * 64, digits, 1) + data)
 
 
 A = {"$tensor": "a"}
@@ -642,6 +662,32 @@ def test_the_forger_makes_valid_files(path):
     assert type(load(path)[1]) is Parameter
 
 
+def test_files_of_0_1_are_read_and_their_damage_is_found(path):
+    forge_of_0_1(path, {"x": [1, A]}, tensor(), struct.pack("<f", 2))
+    assert_same(load(path), {"x": [1, np.array([2], np.float32)]})
+    with open(path, "rb") as file:
+        content = file.read()
+    for i in range(len(content)):
+        with open(path, "wb") as file:
+            file.write(content[:i] + bytes([content[i] ^ 1 << i % 8]) + content[i + 1 :])
+        with pytest.raises(CheckpointError):
+            load(path)
+    with open(path, "wb") as file:
+        file.write(content[:-1] + b"\1")
+    with pytest.raises(CheckpointError, match="its SHA-256 checksum does not match"):
+        load(path)
+
+
+def test_a_file_says_which_checksum_it_has(path):
+    """By bytes put together here, so that what is summed up, and how, cannot change unseen."""
+    save({"x": np.arange(3, dtype=np.float32)}, path)
+    with open(path, "rb") as file:
+        content = file.read()
+    checksum = re.search(rb'"checksum":"xxh3_128:([0-9a-f]{32})","format":"genesis 2"', content)[1]
+    summed = content.replace(checksum, b"0" * 32, 1)
+    assert xxhash.xxh3_128_hexdigest(summed).encode() == checksum
+
+
 HOSTILE = {
     # The length and the header as such.
     "length 2**64-1": ({"length": 2**64 - 1}, "cut off"),
@@ -655,16 +701,17 @@ HOSTILE = {
     "giant int in the header": ({"tensors": tensor(shape="[" + "9" * 10**6 + "]")}, "number"),
     "giant float in the header": ({"tensors": tensor(shape="[1." + "9" * 10**6 + "]")}, "number"),
     "NaN in the header": ({"tensors": tensor(shape="[NaN]")}, "number"),
-    "text after it": ({"metadata": ',"format":"genesis 1","structure":"1"}} x'}, "not JSON"),
+    "text after it": ({"metadata": ',"format":"genesis 2","structure":"1"}} x'}, "not JSON"),
     # Metadata.
     "no format": ({"metadata": ""}, "did not write it"),
-    "newer format": ({"metadata": ',"format":"genesis 2","structure":"1"'}, "'genesis 2'.*reads"),
+    "newer format": ({"metadata": ',"format":"genesis 3","structure":"1"'}, "'genesis 3'.*reads"),
     "format is a list": ({"metadata": ',"format":[]'}, "did not write it"),
-    "no structure": ({"metadata": ',"format":"genesis 1"'}, "metadata is malformed"),
-    "structure is no text": ({"metadata": ',"format":"genesis 1","structure":3'}, "malformed"),
-    "more metadata": ({"metadata": ',"format":"genesis 1","structure":"1","x":"y"'}, "malformed"),
+    "the other checksum": ({"metadata": ',"format":"genesis 1","structure":"1"'}, "another kind"),
+    "no structure": ({"metadata": ',"format":"genesis 2"'}, "metadata is malformed"),
+    "structure is no text": ({"metadata": ',"format":"genesis 2","structure":3'}, "malformed"),
+    "more metadata": ({"metadata": ',"format":"genesis 2","structure":"1","x":"y"'}, "malformed"),
     "format twice": (
-        {"metadata": ',"format":"genesis 1","format":"genesis 1","structure":"1"'}, "key twice"
+        {"metadata": ',"format":"genesis 2","format":"genesis 2","structure":"1"'}, "key twice"
     ),
     "metadata twice": ({"tensors": ',"__metadata__":{}'}, "key twice"),
     # Tensors.
@@ -898,7 +945,7 @@ DENSE = {
         {"structure": '"' + "x" * 8_000_000 + '\\ud83d\\ude42"'}, "4 times the file's size"
     ),
     "a wide text by another way": (
-        {"metadata": ',"format":"genesis 1","structure":"\'' + "x" * 500_000 + '\\ud83d\\ude42"'},
+        {"metadata": ',"format":"genesis 2","structure":"\'' + "x" * 500_000 + '\\ud83d\\ude42"'},
         "escapes that genesis.save does not write",
     ),
     "a huge int in the place of a float": (
@@ -1040,10 +1087,10 @@ def test_what_save_writes_takes_four_times_its_size_without_the_spare(make, path
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     if (spaces := len(header) - len(header.rstrip())) > 8:
         shorter = header.rstrip() + b" " * (spaces - 16)
-        digits = header[29:93]
+        digits = header[38:70]
         forge(
             path,
-            header=shorter.replace(digits, b"0" * 64).decode(),
+            header=shorter.replace(digits, b"0" * 32).decode(),
             data=content[8 + len(header) :],
         )
         with pytest.raises(CheckpointError, match="4 times the file's size"):
@@ -1169,7 +1216,7 @@ def test_no_mutation_of_the_structure_escapes(path):
         else:
             name = rng.choice(list(header))
             entries = {**header, name: mutate(header[name])}
-        metadata = {"checksum": "0" * 64, "format": "genesis 1", "structure": json.dumps(tree)}
+        metadata = {"checksum": ZEROS, "format": "genesis 2", "structure": json.dumps(tree)}
         text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":"))
         forge(path, header=text, data=data)
         try:

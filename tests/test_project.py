@@ -37,11 +37,13 @@ def test_every_check_of_ci_is_described():
 
 def test_the_lowest_versions_are_those_that_are_admitted():
     admitted = dict(
-        re.findall(r'"(numba|numpy|ml-dtypes|safetensors)>=([\d.]+)"', read("pyproject.toml"))
+        re.findall(
+            r'"(numba|numpy|ml-dtypes|safetensors|xxhash)>=([\d.]+)"', read("pyproject.toml")
+        )
     )
     _, _, section = read("tox.ini").partition("[testenv:lowest]")
-    tested = dict(re.findall(r"(numba|numpy|ml-dtypes|safetensors)==([\d.]+)", section))
-    assert len(admitted) == 4
+    tested = dict(re.findall(r"(numba|numpy|ml-dtypes|safetensors|xxhash)==([\d.]+)", section))
+    assert len(admitted) == 5
     assert {name: version.removesuffix(".0") for name, version in tested.items()} == admitted
 
 

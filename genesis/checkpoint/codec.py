@@ -24,7 +24,7 @@ import json
 import math
 import re
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -66,6 +66,27 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
     fetch: Callable[[], np.ndarray]
     owner: Any  # keeps the array alive, and with it the id() that it is remembered by
+
+
+def size(source: Source) -> int:
+    """How many bytes the values take."""
+    return math.prod(source.shape) * source.dtype.itemsize
+
+
+def fetched(name: str, source: Source) -> np.ndarray:
+    """The values, which may have another byte order; RuntimeError if they are others than before."""
+    array = source.fetch()
+    if native(array.dtype) != source.dtype or array.shape != source.shape:
+        raise RuntimeError(f"the array {name!r} changed while it was being saved")
+    return array
+
+
+def copy_to(copy: np.ndarray, array: np.ndarray) -> None:
+    """Copy every bit, as integers where the byte order is the same: NumPy copies bfloat16 slowly."""
+    if array.dtype.isnative:
+        bits = np.dtype(f"u{copy.itemsize}")
+        copy, array = copy.view(bits), array.view(bits)
+    np.copyto(copy, array)
 
 
 class Encoder:
@@ -257,8 +278,10 @@ class Decoder:
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays
-        self._used: set[str] = set()
+        self.mentions: Counter[str] = Counter()
+        """How often the object has each tensor."""
         self._parameters: list[Parameter] = []
+        self._tensors_of_parameters: list[str] = []
         self._torchs: dict[tuple[str, bool | None], Any] = {}
         self._collisions = 0
         self._tags: dict[str, Callable[[Any], Any]] = {
@@ -279,7 +302,7 @@ class Decoder:
         if end != len(structure):
             raise ValueError(f"its structure is not JSON (it goes on at character {end})")
         _check_depth(result)
-        unused = self._arrays.keys() - self._used
+        unused = self._arrays.keys() - self.mentions.keys()
         if unused:
             raise ValueError(f"its structure does not mention the tensor {short(min(unused))}")
         return result
@@ -347,7 +370,7 @@ class Decoder:
     def _tensor(self, content: Any) -> np.ndarray:
         if type(content) is not str or content not in self._arrays:
             raise ValueError(f"its structure mentions the missing tensor {short(content)}")
-        self._used.add(content)
+        self.mentions[content] += 1
         return self._arrays[content]
 
     def _scalar(self, content: Any) -> Any:
@@ -358,6 +381,7 @@ class Decoder:
 
     def _parameter(self, content: Any) -> Parameter:
         if type(content) is int and 0 <= content < len(self._parameters):
+            self.mentions[self._tensors_of_parameters[content]] += 1
             return self._parameters[content]
         if type(content) is not dict or content.keys() != {"tensor", "name", "requires_grad"}:
             raise ValueError("its structure has a malformed parameter")
@@ -370,6 +394,7 @@ class Decoder:
         except TypeError as error:
             raise ValueError(f"{short(content['tensor'])} is no parameter: {error}") from error
         self._parameters.append(parameter)
+        self._tensors_of_parameters.append(content["tensor"])
         return parameter
 
     def _torch(self, content: Any) -> Any:

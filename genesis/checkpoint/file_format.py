@@ -4,6 +4,9 @@ The header begins with the checksum, so that its digits always stand at the same
 read as `make_header` writes it, piece by piece: a header of another form has another checksum, and
 would be refused in the end. What a piece of another form has wrong with it is said, if finding out
 costs little.
+
+Two formats are read, which differ in their checksum only. The one that is written has 128 bits that
+are made for speed; a checksum guards against damage, and none guards against whoever can write the file.
 """
 
 from __future__ import annotations
@@ -15,18 +18,43 @@ import math
 import os
 import re
 import struct
-from typing import Any, NoReturn
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import xxhash
 
-from . import codec
+from . import atomic_file, codec
 from .codec import short
 
-_FORMAT = "genesis 1"
-_DIGITS = 64
+
+class _Checksum(NamedTuple):
+    """How the bytes of a file are summed up.
+
+    Attributes:
+        name: what it is called in messages.
+        prefix: what the header has before the digits.
+        digits: how many hexadecimal digits it has.
+        new: begins a sum, with `update` and `hexdigest`.
+    """
+
+    name: str
+    prefix: str
+    digits: int
+    new: Callable[[], Any]
+
+
+_FORMATS = {
+    "genesis 1": _Checksum("SHA-256", "", 64, hashlib.sha256),
+    "genesis 2": _Checksum("xxh3_128", "xxh3_128:", 32, xxhash.xxh3_128),
+}
+_WRITTEN = "genesis 2"
 _BEGINNING = b'{"__metadata__":{"checksum":"'
 _MAX_HEADER = 100_000_000  # the limit that the safetensors package sets
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # small enough to be written and summed from the processor's cache
+_PIECE = 1 << 23  # of what is written from memory that nobody else changes, and of early flushing
+_MOST = 1 << 30  # of what one call reads
 _BLOCK = 1 << 14  # of header; small, as looking through it takes some times its size
 _FOREIGN = (
     "genesis.save did not write it, or its beginning is damaged; if another program wrote it, "
@@ -39,7 +67,7 @@ _TIMES = 4
 _SPARE = 1 << 24
 
 _METADATA = re.compile(
-    rb'\{"__metadata__":\{"checksum":"[^"\\]{64}","format":"([^"\\]{0,60})","structure":"'
+    rb'\{"__metadata__":\{"checksum":"([^"\\]{1,100})","format":"([^"\\]{0,60})","structure":"'
 )
 _TENSOR = re.compile(
     rb',("[^"\\]{0,3000}(?:\\.[^"\\]{0,3000}){0,1500}"):'
@@ -55,13 +83,19 @@ def make_header(structure: str, sources: dict[str, codec.Source]) -> bytes:
     Raises:
         ValueError: it would be longer, or have more parts, than `read` accepts.
     """
+    checksum = _FORMATS[_WRITTEN]
     entries: dict[str, Any] = {
-        "__metadata__": {"checksum": "0" * _DIGITS, "format": _FORMAT, "structure": structure}
+        "__metadata__": {
+            "checksum": checksum.prefix + "0" * checksum.digits,
+            "format": _WRITTEN,
+            "structure": structure,
+        }
     }
     end = tensors = 0
+    of_torch = codec.TORCH in structure
     for name, source in sources.items():
-        begin, end = end, end + math.prod(source.shape) * source.dtype.itemsize
-        tensors += _memory_of_tensor(name, source.shape, codec.TORCH in structure)
+        begin, end = end, end + codec.size(source)
+        tensors += _memory_of_tensor(name, source.shape, of_torch)
         entries[name] = {
             "dtype": codec.CODES[source.dtype],
             "shape": source.shape,
@@ -103,42 +137,83 @@ def _room(header: int, structure: bytes | bytearray, data: int) -> int:
     return _TIMES * (8 + header + data) + _SPARE - needed
 
 
-def write(file: io.FileIO, header: bytes, sources: dict[str, codec.Source]) -> None:
-    """Fill a new file."""
-    digest = hashlib.sha256()
+def write(
+    file: io.FileIO, header: bytes, sources: dict[str, codec.Source], *, still: bool = False
+) -> None:
+    """Fill a new file.
 
-    def put(chunk: bytes) -> None:
-        digest.update(chunk)
+    Args:
+        file: the file, empty.
+        header: what `make_header` made of the sources.
+        sources: the tensors.
+        still: whether nobody can change the arrays meanwhile, so that they need not be copied.
+    """
+    checksum = _FORMATS[_WRITTEN]
+    total = checksum.new()
+    written = flushed = 0
+    scratch = np.empty(_CHUNK, np.uint8)
+
+    def put(chunk: Any) -> None:
+        nonlocal written, flushed
+        total.update(chunk)
         _write_all(file, chunk)
+        written += len(chunk)
+        if written - flushed >= _PIECE:
+            # The disk works while the rest is summed and copied, not only in the end.
+            atomic_file.begin_flushing(file, flushed, written - flushed)
+            flushed = written
 
     put(struct.pack("<Q", len(header)))
     put(header)
     for name, source in sources.items():
-        array = source.fetch()
-        if codec.native(array.dtype) != source.dtype or array.shape != source.shape:
-            raise RuntimeError(f"the array {name!r} changed while it was being saved")
-        data = _raw(np.ascontiguousarray(array, dtype=source.dtype))
-        for start in range(0, data.size, _CHUNK):
-            # A copy, so that what is written is what was summed even if a thread changes the array.
-            put(data[start : start + _CHUNK].tobytes())
+        array = codec.fetched(name, source)
+        data = raw(np.ascontiguousarray(array, dtype=source.dtype))
+        step = _PIECE if still else _CHUNK
+        for start in range(0, data.size, step):
+            piece = data[start : start + step]
+            if not still:
+                # A copy, so that what is written is what was summed even if a thread changes the array.
+                np.copyto(scratch[: piece.size], piece)
+                piece = scratch[: piece.size]
+            put(piece.data)
         del array, data  # before the next one is copied
-    file.seek(8 + len(_BEGINNING))
-    _write_all(file, digest.hexdigest().encode())
+    file.seek(8 + len(_BEGINNING) + len(checksum.prefix))
+    _write_all(file, total.hexdigest().encode())
 
 
-def _write_all(file: io.FileIO, chunk: bytes) -> None:
+def _write_all(file: io.FileIO, chunk: Any) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
+def raw(array: np.ndarray) -> np.ndarray:
     """The bytes of a contiguous array, not copied."""
     return array.reshape(-1).view(np.uint8)
 
 
-def read(file: io.BufferedReader) -> tuple[str, dict[str, np.ndarray]]:
+class Contents(NamedTuple):
+    """What a file holds that agrees with its checksum.
+
+    Attributes:
+        structure: the object as JSON.
+        arrays: the tensors by name.
+        left: where in the file those tensors begin whose values were summed up, and not kept.
+    """
+
+    structure: str
+    arrays: dict[str, np.ndarray]
+    left: dict[str, int]
+
+
+def read(
+    file: io.BufferedReader, leave: Callable[[str, np.ndarray], bool] | None = None
+) -> Contents:
     """The structure and the tensors, from a file that agrees with its checksum.
+
+    Args:
+        file: the file, at its beginning.
+        leave: says of a tensor's name and its array, still to be filled, whether it is to stay so.
 
     Raises:
         ValueError: it does not, or no file that `make_header` and `write` made could be like this.
@@ -151,26 +226,51 @@ def read(file: io.BufferedReader) -> tuple[str, dict[str, np.ndarray]]:
     header = file.read(length)
     if not header.startswith(_BEGINNING):
         raise ValueError(_FOREIGN if header.startswith(b"{") else "it is no safetensors file")
-    before = len(_BEGINNING)
-    digits = header[before : before + _DIGITS]
-    digest = hashlib.sha256(start + header[:before] + b"0" * _DIGITS)
-    digest.update(memoryview(header)[before + _DIGITS :])
-    structure, arrays = _read_header(header, size - 8 - length)
+    checksum, structure, arrays = _read_header(header, size - 8 - length)
+    before = len(_BEGINNING) + len(checksum.prefix)
+    after = before + checksum.digits
+    digits = header[before:after]
+    total = checksum.new()
+    total.update(start + header[:before] + b"0" * checksum.digits)
+    total.update(memoryview(header)[after:])
     del header
-    for array in arrays.values():
-        data = _raw(array)
+    left: dict[str, int] = {}
+    scratch = np.empty(_CHUNK, np.uint8)
+    position = 8 + length
+    for name, array in arrays.items():
+        data = raw(array)
+        if leave is not None and leave(name, array):
+            left[name] = position
+        position += data.size
         for begin in range(0, data.size, _CHUNK):
-            chunk = data[begin : begin + _CHUNK].data
-            if file.readinto(chunk) != len(chunk):
+            chunk = data[begin : begin + _CHUNK]
+            if name in left:
+                chunk = scratch[: chunk.size]
+            if file.readinto(chunk.data) != chunk.size:
                 raise ValueError("it became shorter while it was read")
-            digest.update(chunk)
-    if digest.hexdigest().encode() != digits:
-        raise ValueError("its checksum does not match: the file is damaged")
-    return structure.decode("ascii"), arrays
+            total.update(chunk.data)
+    if total.hexdigest().encode() != digits:
+        raise ValueError(f"its {checksum.name} checksum does not match: the file is damaged")
+    return Contents(structure.decode("ascii"), arrays, left)
 
 
-def _read_header(header: bytes, data_size: int) -> tuple[bytearray, dict[str, np.ndarray]]:
-    """The structure as it stands, and arrays still to be filled, in the order of the data."""
+def reading(file: io.BufferedReader, array: np.ndarray, begin: int) -> list[tuple[partial, int]]:
+    """Calls implemented in C that read a contiguous array's values from the file, and what they return.
+
+    They are of Linux, whose one call reads less than 2 GiB.
+    """
+    data = raw(array)
+    pieces = [(at, data[at : at + _MOST]) for at in range(0, data.size, _MOST)]
+    return [
+        (partial(os.preadv, file.fileno(), [piece.data], begin + at), piece.size)
+        for at, piece in pieces
+    ]
+
+
+def _read_header(
+    header: bytes, data_size: int
+) -> tuple[_Checksum, bytearray, dict[str, np.ndarray]]:
+    """The kind of checksum, the structure as it stands, and arrays still to be filled, in order."""
     if not header.isascii():
         raise ValueError("its header is not the part of utf-8 that genesis.save writes, ASCII")
     if codec.parts(header) > codec.MAX_PARTS:
@@ -178,9 +278,13 @@ def _read_header(header: bytes, data_size: int) -> tuple[bytearray, dict[str, np
     metadata = _METADATA.match(header)
     if metadata is None:
         _refuse_metadata(header, data_size)
-    version = metadata[1].decode()
-    if version != _FORMAT:
+    version = metadata[2].decode()
+    if version not in _FORMATS:
         _refuse_version(version)
+    checksum = _FORMATS[version]
+    digits = metadata[1].decode().removeprefix(checksum.prefix)
+    if metadata[1].decode() != checksum.prefix + digits or len(digits) != checksum.digits:
+        raise ValueError(f"its metadata is malformed: {version!r} has another kind of checksum")
     structure, at = _unescape(header, metadata.end())
     if header[at : at + 2] != b'"}':
         _refuse_metadata(header, data_size)
@@ -220,7 +324,7 @@ def _read_header(header: bytes, data_size: int) -> tuple[bytearray, dict[str, np
         raise ValueError(f"its header is not JSON (it should end at byte {at})")
     if end != data_size:
         raise ValueError(f"its tensors take {end} bytes, but the file has {data_size} for them")
-    return structure, arrays
+    return checksum, structure, arrays
 
 
 def _unescape(header: bytes, at: int) -> tuple[bytearray, int]:
@@ -301,13 +405,14 @@ def _refuse_metadata(header: bytes, data_size: int) -> NoReturn:
     version = metadata.get("format") if type(metadata) is dict else None
     if type(version) is not str:
         raise ValueError(_FOREIGN)
-    if version != _FORMAT:
+    if version not in _FORMATS:
         _refuse_version(version)
     raise ValueError("its metadata is malformed")
 
 
 def _refuse_version(version: str) -> NoReturn:
-    raise ValueError(f"its format is {short(version)}, and this version reads {_FORMAT!r}")
+    known = " and ".join(map(repr, _FORMATS))
+    raise ValueError(f"its format is {short(version)}, and this version reads {known}")
 
 
 def _refuse_tensor(header: bytes, at: int, data_size: int) -> NoReturn:

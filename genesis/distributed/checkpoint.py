@@ -129,7 +129,7 @@ def load_checkpoint(
         """The values, of what was saved in shares the groups, and what takes over this rank's shares."""
         loaded = checkpoint.load(name)
         if not sharded.is_index(loaded):
-            return checkpoint._values_by_name(name), {}, {}
+            return checkpoint._by_name(name, loaded), {}, {}
         actions = {}
         try:
             first = next(sharded.shards(name, loaded, checkpoint.load))

@@ -13,7 +13,7 @@ from ..nn.utils.clip_grad import norm_and_finite
 from . import gradients, hooks, measured, options
 from .optimizer import Optimizer
 
-Ending = Callable[[Iterable[partial]], None]
+Ending = Callable[[Iterable[partial]], object]
 """What makes the calls that do a step: all that can fail has not, and nothing has been written yet."""
 
 

@@ -178,7 +178,9 @@ class Lookahead(Wrapper):
             "alpha": self.alpha,
             "since_sync": self.since_sync,
             "slow": {
-                i: buffers.host_copy(self._slow[p]) for p, i in number.items() if p in self._slow
+                i: buffers.host_copy_or_loan(self._slow[p])
+                for p, i in number.items()
+                if p in self._slow
             },
         }
 

@@ -310,17 +310,27 @@ class Optimizer:
         own = self._hooks or hooks.Hooks()
         for hook in list(own.state_dict_pre.values()):
             hook(self)
-        snapshot = self._snapshot()
+        edited = own.state_dict_post or type(self).state_dict is not Optimizer.state_dict
+        snapshot = buffers.lending(self._snapshot, False) if edited else self._snapshot()
         for hook in list(own.state_dict_post.values()):
             changed = hook(self, snapshot)
             snapshot = snapshot if changed is None else changed
         return snapshot
 
+    def _lent_state_dict(self) -> dict[str, Any]:
+        """As `state_dict`, but arrays may be the state's own: for checkpoints, which copy them.
+
+        What may edit the dict, a hook or the method of a subclass, gets copies.
+        """
+        return buffers.lending(self.state_dict)
+
     def _snapshot(self) -> dict[str, Any]:
         number = {parameter: i for i, parameter in enumerate(self._parameters())}
         state = {
             i: {
-                name: buffers.host_copy(value) if buffers.is_array(value) else deepcopy(value)
+                name: buffers.host_copy_or_loan(value)
+                if buffers.is_array(value)
+                else deepcopy(value)
                 for name, value in self.state[parameter].items()
             }
             for parameter, i in number.items()
