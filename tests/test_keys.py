@@ -402,7 +402,8 @@ def test_a_read_only_installation_without_a_home(tmp_path):
         ROOT / "genesis", copy / "genesis", ignore=shutil.ignore_patterns("__pycache__")
     )
     # Not to be written even by root: where folders would have to be, there are files.
-    (copy / "genesis" / "kernels" / "__pycache__").write_text("")
+    for folder in (copy / "genesis" / "kernels", copy / "genesis" / "kernels" / "cpu"):
+        (folder / "__pycache__").write_text("")
     nowhere = tmp_path / "a file"
     nowhere.write_text("")
     scratch = tmp_path / "scratch"
