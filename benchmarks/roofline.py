@@ -72,9 +72,9 @@ def _norm(g):
 
 
 @numba.njit(**_OPTIONS)
-def _scale(g):
+def _scale(g, factor):
     for i in numba.prange(len(g)):
-        g[i] *= np.float32(1.0)
+        g[i] *= factor
 
 
 @numba.njit(**_OPTIONS)
@@ -94,7 +94,8 @@ def _three_and_zero(g, p, a, b):
 
 _STEPS = [_one, _two, _three, _four, _five]
 _ERASING = {2: _three_and_zero}
-_PASSES = {"norm": _norm, "scale": _scale, "zero": _zero}
+# With a factor that compilers do not know: to multiply by 1 they would leave out.
+_PASSES = {"norm": _norm, "scale": lambda g: _scale(g, np.float32(1.0)), "zero": _zero}
 
 
 def prange(
