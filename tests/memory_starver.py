@@ -33,7 +33,7 @@ def optimizer(name: str) -> genesis.optim.Optimizer:
 
 
 def starve(name: str, steps_before: int, failing: int, distance: int) -> tuple[int, int]:
-    """The number of steps that failed, and of those in which NumPy died.
+    """The number of steps that failed, and of those in which NumPy or the interpreter came to grief.
 
     As many allocations as `failing` says fail, one after the other; then others, at a distance.
     """
@@ -51,7 +51,7 @@ def starve(name: str, steps_before: int, failing: int, distance: int) -> tuple[i
         if process == 0:
             os._exit(starved(attacked, k, k + failing, before, after))
         _, status = os.waitpid(process, 0)
-        if os.WIFSIGNALED(status):
+        if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == DAMAGED:
             dead += 1
             continue
         complete = complete + 1 if os.WEXITSTATUS(status) == COMPLETE else 0
@@ -61,7 +61,7 @@ def starve(name: str, steps_before: int, failing: int, distance: int) -> tuple[i
     return failed, dead
 
 
-COMPLETE, NOT_BEGUN, HALF = 10, 11, 12
+COMPLETE, NOT_BEGUN, HALF, DAMAGED = 10, 11, 12, 13
 
 
 def starved(attacked: genesis.optim.Optimizer, k: int, stop: int, before: dict, after: dict) -> int:
@@ -79,7 +79,12 @@ def starved(attacked: genesis.optim.Optimizer, k: int, stop: int, before: dict, 
     if found == after and not failed:
         return COMPLETE
     if found == before and failed:
-        attacked.step()  # and it can go on
+        try:
+            attacked.step()  # and it can go on
+        except TypeError as error:
+            if "attribute name must be string" not in str(error):
+                raise
+            return DAMAGED  # CPython 3.13 has lost a name that it was about to look up
         return NOT_BEGUN if everything(attacked) == after else HALF
     return HALF
 
