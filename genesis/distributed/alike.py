@@ -15,7 +15,7 @@ from ..parameter import Parameter
 
 def labels(optimizer: Optimizer) -> list[str]:
     """What messages call each parameter."""
-    return [members.label(number, name) for number, name in enumerate(names(optimizer))]
+    return members.labels(optimizer.param_groups)
 
 
 def names(optimizer: Optimizer) -> list[str | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import buffers, checks, kernels, tree
 from ..checkpoint.sharded import Piece, whole
-from ..commit import assign, commit
+from ..commit import commit
 from ..kernels import reductions
 from ..optim import arrays, gradients, hooks, measured
 from ..optim.gradient_optimizer import Ending, GradientOptimizer
@@ -491,7 +491,7 @@ class DistributedOptimizer(Wrapper):
             send = partial(self._send_parameters, self._gradients.wants)
             # Gradients were sent by now: what parameters hold of them nobody reads any more.
             held = [p._grad_view for p in self._parameters() if p._grad_view is not None]
-            wipes = [assign(view, np.zeros((), np.uint8)) for view in held if zeroes]
+            wipes = [arrays.erasing(view) for view in held if zeroes]
             outer([partial(agree), *actions, *wipes, send])
 
         def step(*_: Any, **__: Any) -> Any:

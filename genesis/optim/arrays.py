@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import buffers, checks
+from ..commit import assign
 from ..kernels import overlaps
 from ..sparse import RowsView
 from .members import label
@@ -76,6 +78,11 @@ def erasable(view: np.ndarray, what: str) -> None:
             "made anew for each step: leave it out and call optimizer.clear_grad()"
         )
     writable(view, f"the gradient of {what}, which zero_grad=True sets to zero,")
+
+
+def erasing(view: np.ndarray) -> partial:
+    """The call, for `commit`, that sets a gradient on the host to zero, of whatever strides."""
+    return assign(view, np.zeros((), np.uint8))
 
 
 def apart_if_erased(gradients: list[tuple[str, np.ndarray]]) -> None:

@@ -225,6 +225,12 @@ def distinct(groups: Sequence[Members]) -> None:
         )
 
 
+def labels(param_groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What messages call each parameter of an optimizer with these groups."""
+    called = [name for group in param_groups for name in names(group, group["params"])]
+    return [label(i, name) for i, name in enumerate(called)]
+
+
 def label(i: int, name: str | None) -> str:
     """What messages call the `i`-th parameter of an optimizer."""
     return f"parameter {i}" if name is None else f"parameter {i} ({name!r})"

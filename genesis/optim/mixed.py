@@ -290,17 +290,9 @@ class Mixed(GradientOptimizer):
 
     def _check_erasable(self, views: list[gradients.Views]) -> None:
         """Raise ValueError if gradients of different optimizers share memory, which they set to zero."""
-        called = [
-            name for group in self.param_groups for name in members.names(group, group["params"])
-        ]
         flat = [view for each in views for view in each]
-        arrays.apart_if_erased(
-            [
-                (members.label(i, name), view)
-                for i, (name, view) in enumerate(zip(called, flat))
-                if view is not None
-            ]
-        )
+        labelled = zip(members.labels(self.param_groups), flat)
+        arrays.apart_if_erased([(what, view) for what, view in labelled if view is not None])
 
     # ---- averages ----
 

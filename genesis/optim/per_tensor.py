@@ -92,7 +92,7 @@ class PerTensor(GradientOptimizer):
         actions = [
             self.state.updating({each.parameter: each.state for each in work}),
             *writes,
-            *(assign(each.gradient, np.zeros((), np.uint8)) for each in work if zeroes),
+            *(arrays.erasing(each.gradient) for each in work if zeroes),
             partial(setattr, self, "_step_count", self._step_count + 1),
         ]
         prepared(actions)() if ending is None else ending(actions)

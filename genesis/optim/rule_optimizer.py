@@ -304,14 +304,7 @@ class RuleOptimizer(GradientOptimizer):
 
     def _swapping_ema(self) -> list[partial]:
         """The calls, for `commit`, that `swap_ema` makes."""
-        everyone = [
-            (parameter, members.label(number, name))
-            for number, (parameter, name) in enumerate(
-                pair
-                for group in self.param_groups
-                for pair in zip(group["params"], members.names(group, group["params"]))
-            )
-        ]
+        everyone = [*zip(self._parameters(), members.labels(self.param_groups))]
         return ema.swap(everyone, self._state, self._stream)
 
     # ---- devices ----
