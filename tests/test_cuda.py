@@ -6,6 +6,8 @@ not the types: those show in test_ptx.py. The last ones need neither device nor 
 
 import copy
 import pickle
+import threading
+import time
 
 import ml_dtypes
 import numba
@@ -57,6 +59,37 @@ def chunks(monkeypatch):
     from genesis.kernels import cuda
 
     return lambda number: monkeypatch.setattr(cuda, "CHUNK", number)
+
+
+@in_simulator
+def test_the_threads_of_a_block_have_one_shared_array():
+    """However slow the first is that asks for it: each would sum up in an array of its own."""
+    from numba.core import types
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    from genesis.kernels.cuda import templates
+
+    assert templates.storage is simulated
+
+    class Slow(dict):
+        def get(self, key, default=None):
+            found = super().get(key, default)
+            time.sleep(0.05)
+            return found
+
+    shared = FakeCUDAShared(0)
+    shared._allocations = Slow()
+    arrays = []
+    threads = [
+        threading.Thread(target=lambda: arrays.append(shared.array(4, types.float64)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(array) for array in arrays}) == 1
+    assert (arrays[0].shape, arrays[0].dtype) == ((4,), np.float64)
 
 
 @pytest.fixture

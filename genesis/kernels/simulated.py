@@ -8,6 +8,8 @@ simulator takes the same path through a kernel as a GPU.
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
 from functools import lru_cache
 from types import FunctionType
 
@@ -20,7 +22,7 @@ from .storage import BYTES, GLOBAL, VECTOR, arithmetic, lanes
 __all__ = [
     "BYTES", "GLOBAL", "VECTOR", "adder", "addresses", "arithmetic", "device_function", "edited",
     "first_aligned", "lane_updater", "lanes", "numbers_writer", "part", "reader", "scalars",
-    "writer",
+    "share_arrays", "writer",
 ]  # fmt: skip
 
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -41,6 +43,31 @@ def device_function(function):
             return quiet(*arguments)
 
     return call
+
+
+_allocating = threading.Lock()
+
+
+def _shared_array(self, shape, dtype):
+    """The array that the threads of a block share, by the line that asks for it."""
+    caller = sys._getframe(1)
+    line = caller.f_code.co_filename, caller.f_lineno
+    with _allocating:
+        found = self._allocations.get(line)
+        if found is None:
+            found = self._allocations[line] = np.empty(shape, dtype.name)
+    return found
+
+
+def share_arrays():
+    """Have the simulator give the threads of a block one and the same shared array.
+
+    Its own looks for an array and makes a missing one in two steps, between which another thread can
+    do so too: then each has its own, and a sum over both counts what nobody wrote.
+    """
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    FakeCUDAShared.array = _shared_array
 
 
 def _memory(address, i, dtype, count=1):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 if cuda_driver.SIMULATED:
     from .. import simulated as storage
+
+    storage.share_arrays()
 else:
     from .. import storage  # type: ignore[no-redef]
 
