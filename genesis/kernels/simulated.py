@@ -67,7 +67,7 @@ def share_arrays():
     """
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
-    FakeCUDAShared.array = _shared_array
+    FakeCUDAShared.array = _shared_array  # type: ignore[method-assign]
 
 
 def _memory(address, i, dtype, count=1):
