@@ -34,6 +34,9 @@ FLOAT_TYPES = {
 }
 """The data types of parameters, gradients and state, and the names that kernels know them by."""
 
+PACKED_TYPES = {np.dtype(name): name for name in ("int8", "uint8", "uint16")}
+"""Those of state that is packed, see `packing`."""
+
 ACCEPTED = "float64, float32, float16 or bfloat16 (ml_dtypes.bfloat16)"
 
 
@@ -171,7 +174,7 @@ _FLAGS = _C_CONTIGUOUS | _F_CONTIGUOUS | _ALIGNED | _WRITEABLE
 def _layouts(device: str) -> dict[tuple[np.dtype, int], Layout]:
     return {
         (dtype, c | f | a | w): Layout(device, name, _memory_order(c > 0, f > 0, a > 0), w > 0)
-        for dtype, name in FLOAT_TYPES.items()
+        for dtype, name in {**FLOAT_TYPES, **PACKED_TYPES}.items()
         for c in (0, _C_CONTIGUOUS)
         for f in (0, _F_CONTIGUOUS)
         for a in (0, _ALIGNED)
@@ -674,10 +677,11 @@ def copy_beside(array: np.ndarray, like: np.ndarray) -> Any:
     return put(copy, device_of(like))
 
 
-def as_host(array: Any, what: str) -> np.ndarray:
+def as_host(array: Any, what: str, packed: bool = False) -> np.ndarray:
     """A host array with the values of `array`, which may be a torch tensor or on a device.
 
-    Raises TypeError, beginning with `what`, unless it holds floats of an accepted type.
+    Raises TypeError, beginning with `what`, unless it holds floats of an accepted type, or, where it may
+    be `packed`, what packed state is made of.
     """
     if type(array).__module__.partition(".")[0] == "torch":
         tensor = array.detach().cpu()
@@ -685,5 +689,7 @@ def as_host(array: Any, what: str) -> np.ndarray:
             array = tensor.float().numpy().astype(BFLOAT16)
         else:
             array = tensor.numpy()
+    if packed and isinstance(array, np.ndarray) and array.dtype in PACKED_TYPES:
+        return array
     found = check(array, what)
     return host_copy(array) if isinstance(found, DeviceView) else found

@@ -198,6 +198,24 @@ class Choice(Hyper):
 
 
 @dataclass(frozen=True)
+class FlagOrWord(Hyper):
+    """True, False or one of some words."""
+
+    words: tuple[str, ...] = ()
+    annotation = "bool | str"  # type: ignore[assignment]
+
+    @property
+    def range(self) -> str:
+        return f"True, False or {' or '.join(map(repr, self.words))}"
+
+    def check(self, name: str, value: Any) -> None:
+        if isinstance(value, str) and value not in self.words:
+            self._refuse(ValueError, name, value)
+        if not (isinstance(value, str) or checks.is_flag(value)):
+            self._refuse(TypeError, name, value)
+
+
+@dataclass(frozen=True)
 class Several(Hyper):
     """A tuple or list of numbers, each with a declaration, whose default does not count.
 
@@ -320,6 +338,11 @@ def flag(default: Any = REQUIRED, text: str = "", *, further: bool = False) -> F
 def word(words: Sequence[str], text: str = "") -> Choice:
     """None, the default, or one of these words. For optimizers that are no rule."""
     return Choice(None, text, "", tuple(words))
+
+
+def flag_or_word(default: bool, words: Sequence[str], text: str = "") -> FlagOrWord:
+    """True or False, or one of these words. For optimizers that are no rule."""
+    return FlagOrWord(default, text, "", tuple(words))
 
 
 def is_function(value: Any) -> bool:

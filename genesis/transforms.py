@@ -25,21 +25,21 @@ __all__ = [
 ]
 
 
-@transform
+@transform(averages={"momentum_buffer": "signed"})
 def momentum(update, param, momentum_buffer, *, momentum=0.9):
     """A running sum of updates: `buffer = momentum * buffer + update`, which is the new update."""
     momentum_buffer = momentum_buffer * momentum + update
     return momentum_buffer, momentum_buffer
 
 
-@transform
+@transform(averages={"momentum_buffer": "signed"})
 def nesterov(update, param, momentum_buffer, *, momentum=0.9):
     """As `momentum`, but looking ahead: the new update is `update + momentum * buffer`."""
     momentum_buffer = momentum_buffer * momentum + update
     return update + momentum * momentum_buffer, momentum_buffer
 
 
-@transform
+@transform(averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def scale_by_adam(
     update, param, exp_avg, exp_avg_sq, *, betas=(0.9, 0.999), eps=1e-8, step
 ):  # fmt: skip
@@ -51,7 +51,7 @@ def scale_by_adam(
     return exp_avg * (1 / (1 - beta1**step)) / denom, exp_avg, exp_avg_sq
 
 
-@transform
+@transform(averages={"square_avg": "positive"})
 def scale_by_rms(
     update,
     param,

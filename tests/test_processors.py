@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from cases import BFLOAT16, ONE_EACH
+from cases import BFLOAT16, ONE_EACH, Case
 from devices import on_cpu_only
 
 import genesis
@@ -27,9 +27,15 @@ FEATURES = {
 }
 """What Numba is told of processors other than this one, by their names."""
 
+PACKED = [
+    Case("AdamW", {"state_dtype": "8bit"}),
+    Case("SGD", {"lr": 0.1, "momentum": 0.9, "state_dtype": "8bit"}),
+]
+
 CASES = {
-    "x86-64": ONE_EACH,
-    "haswell": [case for case in ONE_EACH if case.name in ("AdamW", "LAMB", "NovoGrad", "Prodigy")],
+    "x86-64": [*ONE_EACH, *PACKED],
+    "haswell": [*PACKED]
+    + [case for case in ONE_EACH if case.name in ("AdamW", "LAMB", "NovoGrad", "Prodigy")],
 }
 """What is compared. Sums could differ by the width of vectors, and of these there are few kinds."""
 

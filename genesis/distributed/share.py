@@ -286,6 +286,9 @@ def why_not_divided(optimizer: GradientOptimizer) -> str | None:
     """Why ranks cannot share an optimizer's work and state, by whole tensors either; None, they can."""
     if isinstance(optimizer, ScheduleFree):
         return "lets parameters show averages, for which each rank needs all of the state"
+    asked = [options.of(group) for group in optimizer.param_groups]
+    if any(each.packs or each.splits for each in asked):
+        return "packs state by its place in a tensor (state_dtype='8bit', master_weights='split')"
     if isinstance(optimizer, RuleOptimizer) and any(
         optimizer._recipe.written_for(group).concerns_all for group in optimizer.param_groups
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .formula import Formula
@@ -49,7 +49,12 @@ class Transform:
         return f"<transform {self._prefix}{self.__name__}>"
 
 
-def transform(function: Callable | None = None, *, numbers: Callable | None = None) -> Any:
+def transform(
+    function: Callable | None = None,
+    *,
+    numbers: Callable | None = None,
+    averages: Mapping[str, str] | None = None,
+) -> Any:
     """Turn a function of one element into a part of a chain.
 
     The function takes the update so far and the parameter, `grad` as well if it names it, then its
@@ -59,6 +64,7 @@ def transform(function: Callable | None = None, *, numbers: Callable | None = No
     Args:
         function: `function(update, param, [grad,] *state, *, hyper-parameters)`.
         numbers: a function for per-step numbers, see `rule`. Default: None.
+        averages: which of its state buffers are running averages, see `rule`. Default: None, none.
 
     Returns:
         A `Transform`.
@@ -76,8 +82,8 @@ def transform(function: Callable | None = None, *, numbers: Callable | None = No
         (np.float64(0.5),)
     """
     if function is None:
-        return lambda function: transform(function, numbers=numbers)
-    formula = Formula(function, "transform", ("update", "param"), ("grad",))
+        return lambda function: transform(function, numbers=numbers, averages=averages)
+    formula = Formula(function, "transform", ("update", "param"), ("grad",), averages)
     return Transform(formula, None if numbers is None else Numbers(numbers, formula))
 
 

@@ -11,13 +11,13 @@ import dis
 import inspect
 import linecache
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import checks, hyper
+from .. import checks, hyper, packing
 from ..hyper import REQUIRED, Hyper
 from ..kernels import functions
 from .symbols import (
@@ -35,7 +35,8 @@ from .symbols import (
 ALLOWED = "a rule is arithmetic, if and math on one element"
 
 RESERVED = (
-    "params param_names maximize master_weights state_dtype stochastic_rounding step first master self"
+    "params param_names maximize master_weights state_dtype stochastic_rounding step first master "
+    "master_low self"
 ).split()
 """Names that groups, state and constructors of all optimizers have for something else."""
 
@@ -73,6 +74,8 @@ class Formula:
         kind: "rule" or "transform", for errors.
         leading: the names with which its arguments begin.
         optional: names that may follow, which are no state either.
+        averages: of the state that is a running average what it is, "signed" or "positive", by name.
+            Default: None, none is.
 
     Attributes:
         name, file, line: the function's.
@@ -96,6 +99,7 @@ class Formula:
         kind: str,
         leading: tuple[str, ...],
         optional: tuple[str, ...] = (),
+        averages: Mapping[str, str] | None = None,
     ):
         if not isinstance(function, FunctionType):
             raise RuleError(f"a {kind} must be a plain function, but got {function!r}")
@@ -109,6 +113,8 @@ class Formula:
         self.keywords: list[str] = []
         self.open: list[str] = []
         self._read_signature(inspect.signature(function), leading, optional)
+        self.averages = dict(averages or {})
+        self._check_averages()
         self._adapted = _Adapted(self)
         self.run = self._adapted.function(function)
 
@@ -148,6 +154,19 @@ class Formula:
         for name in self.keywords:
             if name not in self.open or name not in GIVEN:
                 self.check_name(name)
+
+    def _check_averages(self) -> None:
+        for name, kind in self.averages.items():
+            if name not in self.states or name in self.over:
+                known = [state for state in self.states if state not in self.over]
+                self.refuse(f"averages={self.averages}", f"{name!r} is none of its buffers {known}")
+            if name + packing.SCALE in (*self.states, *self.keywords):
+                self.refuse(name + packing.SCALE, f"this is what {name!r} has in 8 bits: rename it")
+            if kind not in packing.KINDS:
+                self.refuse(
+                    f"averages={self.averages}",
+                    f"{name!r} must be {' or '.join(map(repr, packing.KINDS))}, not {kind!r}",
+                )
 
     def _declare_state(self, parameter: inspect.Parameter) -> None:
         name, default = parameter.name, parameter.default

@@ -250,6 +250,11 @@ class Part:
         return {self.outside(name): over for name, over in self.formula.over.items()}
 
     @property
+    def averages(self) -> dict[str, str]:
+        """Of the state that is a running average what it is, under the names outside."""
+        return {self.outside(name): kind for name, kind in self.formula.averages.items()}
+
+    @property
     def begins(self) -> dict[str, float | str]:
         """What fills each state buffer at first, under the names outside."""
         return {
@@ -283,6 +288,7 @@ class Recipe:
     Attributes:
         states: what fills each state buffer at first: a number, or the name of a hyper-parameter.
         over: of those that are one number for many elements, what these are.
+        averages: of those that are running averages, "signed" or "positive".
         hypers: the hyper-parameters.
         carried: numbers carried from step to step, with what they begin with.
         named: `named(group, numbers, step)` is what the parts' functions for numbers give, from
@@ -298,9 +304,11 @@ class Recipe:
         self.name, self.parts, self.file, self.line = name, parts, file, line
         self.states: dict[str, float | str] = {}
         self.over: dict[str, str] = {}
+        self.averages: dict[str, str] = {}
         self.hypers: dict[str, Hyper] = {}
         self.carried: dict[str, float] = {}
         for part in parts:
+            self.averages.update(part.averages)
             self.states.update(part.begins)
             self.over.update(part.over)
             self.hypers.update({part.outside(n): v for n, v in part.hypers.items()})

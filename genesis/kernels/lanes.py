@@ -75,14 +75,14 @@ def functions(totals: int, combine: Callable, compiled: Callable) -> dict[str, A
         "LANES": LANES,
         "get": names["get"],
         "put": names["put"],
-        "reserve": _stack(totals * LANES),
+        "reserve": stack(totals * LANES),
         "needed": compiled(needed),
         "start_lanes": compiled(specialised(start, f"start_{name}", names)),
         "fold": compiled(specialised(fold, f"fold_{name}", names)),
     }
 
 
-def _stack(count: int):
+def stack(count: int):
     """A function `()` -> the address of `count` float64 that last until its caller returns."""
 
     @intrinsic

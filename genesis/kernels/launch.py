@@ -37,10 +37,11 @@ class OverTable:
         keys: Sequence[int] | None = None,
         numbers: int = 0,
         zeroes: bool = False,
+        scales: Sequence[Sequence[np.ndarray]] = (),
     ):
         self._target = self._target_of(columns)
         self._stream = stream
-        self._table = self._laid_out(columns, keys, numbers, zeroes)
+        self._table = self._laid_out(columns, keys, numbers, zeroes, scales)
         self._reductions: dict[tuple[Callable, float], Callable[[], np.ndarray]] = {}
 
     def _target_of(self, columns: Sequence[Sequence[np.ndarray]]) -> Any:
@@ -52,9 +53,10 @@ class OverTable:
         keys: Sequence[int] | None,
         numbers: int,
         zeroes: bool,
+        scales: Sequence[Sequence[np.ndarray]],
     ) -> Any:
         table = compiling.module_named("table")
-        return table.Table(columns, self._target, self._stream, keys, numbers, zeroes)
+        return table.Table(columns, self._target, self._stream, keys, numbers, zeroes, scales)
 
     def reduce(self, norm_type: float) -> tuple[np.ndarray, np.ndarray]:
         """What each chunk of the first column comes to, and the tensor that it belongs to."""
@@ -107,14 +109,17 @@ class Launch(OverTable):
         of_all: OfAll | None,
         measures: bool = False,
         zeroes: bool = False,
+        scales: Sequence[Sequence[np.ndarray]] = (),
     ):
-        super().__init__(columns, stream, keys, 0 if sums is None else sums.slots, zeroes)
+        numbers = 0 if sums is None else sums.slots
+        super().__init__(columns, stream, keys, numbers, zeroes, scales)
         # The kernel's first scalar is the factor on gradients, then come the rule's own, those of an
         # average, and the value to which gradients are clipped.
         self._scalars = np.empty(1 + scalars + 2 * averages + clips, self._table.arithmetic)
         self._pack = Struct(f"{len(self._scalars)}{self._scalars.dtype.char}").pack_into
         self._packed = self._scalars.data
-        self._moments = None if keys is None else np.zeros(1, np.int64)
+        rounds = keys is not None or len(scales) > 0
+        self._moments = np.zeros(1, np.int64) if rounds else None
         self._rule, self._sums = rule, None
         if sums is not None:
             if kept is None:
@@ -128,6 +133,7 @@ class Launch(OverTable):
             "clips": clips,
             "measures": measures,
             "zeroes": zeroes,
+            "at_random": keys is not None,
         }
         self._bind()
 
@@ -239,7 +245,7 @@ class Launch(OverTable):
     def set_scalars(self, scale: float, hyper: Sequence[float], moment: int = 0) -> None:
         """Set the factor on gradients and the rule's scalars, rounded once to its arithmetic.
 
-        `moment` is the number of the update, of which only random rounding makes use.
+        `moment` is the number of the update, of which only what is rounded by it makes use.
 
         Raises TypeError for what is no number, OverflowError for what float32 cannot hold.
         """
@@ -293,9 +299,11 @@ class RowLaunch(Launch):
         keys: Sequence[int] | None,
         numbers: int,
         zeroes: bool,
+        scales: Sequence[Sequence[np.ndarray]],
     ) -> Any:
         assert not numbers  # a rule that sums takes no sparse gradients
         assert not zeroes  # nor does a step that sets them to zero
+        assert not scales  # nor an update of blocks
         self._columns, self._keys = columns, keys
         (gradient,), *tensors = columns
         key = None if keys is None else keys[0]
@@ -319,7 +327,7 @@ class RowLaunch(Launch):
         """The rows of the gradient are what the table was laid out for: they stay."""
 
     def refresh_gradients(self, gradients: Sequence[np.ndarray]) -> None:
-        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys, 0, False)
+        self._table = self._laid_out([gradients, *self._columns[1:]], self._keys, 0, False, ())
         self._reductions = {}
         self._bind()
 
@@ -365,6 +373,7 @@ class FlatLaunch(Launch):
         keys: Sequence[int] | None,
         numbers: int,
         zeroes: bool,
+        scales: Sequence[Sequence[np.ndarray]],
     ) -> Any:
         table = compiling.module_named("table")
         return table.FlatTable(
@@ -432,6 +441,7 @@ class FlatBatch(Batch):
         keys: Sequence[int] | None,
         numbers: int,
         zeroes: bool,
+        scales: Sequence[Sequence[np.ndarray]],
     ) -> Any:
         table = compiling.module_named("table")
         return table.FlatTable(self.sizes, [self._storage], self._target)
@@ -452,6 +462,7 @@ def prepare(
     of_all: OfAll | None = None,
     measures: bool = False,
     zeroes: bool = False,
+    scales: Sequence[Sequence[np.ndarray]] = (),
 ) -> Launch:
     """Compile a rule for the place where the columns lie, and lay out its launch.
 
@@ -480,10 +491,14 @@ def prepare(
             `measured`. Default: False.
         zeroes: whether an update sets gradients to zero, which then are written like all else; on the
             CPU in its own pass. Default: False.
+        scales: for each column of codes (see `genesis.packing`), in their order, the scales of all
+            tensors; on the CPU only. Default: none. A last column of the lower halves of masters needs
+            none.
     """
     launch = RowLaunch if isinstance(columns[0][0], RowsView) else Launch
     around = copy, averages, clips, keys
-    return launch(rule, columns, scalars, stream, *around, sums, kept, of_all, measures, zeroes)
+    known = sums, kept, of_all
+    return launch(rule, columns, scalars, stream, *around, *known, measures, zeroes, scales)
 
 
 def prepare_flat(

@@ -70,6 +70,8 @@ class Table(_Rows):
         numbers: how many numbers there are for each row, whose address a kernel finds behind those.
             Default: 0, none.
         zeroes: whether gradients are written, too. Default: False.
+        scales: for each column of codes (see `genesis.packing`) the scales of all rows, which lie flat;
+            a kernel finds their addresses behind those of the columns. Default: none.
 
     Attributes:
         device, stream: where the arrays lie, and the stream on which the target works.
@@ -93,6 +95,7 @@ class Table(_Rows):
         keys: Sequence[int] | None = None,
         numbers: int = 0,
         zeroes: bool = False,
+        scales: Sequence[Sequence[np.ndarray]] = (),
     ):
         self._target = target
         self.stream = stream
@@ -103,13 +106,17 @@ class Table(_Rows):
         self._first_written = 0 if zeroes else first
         # Kernels see addresses only, so the arrays must live as long as the table; gradients, which
         # come and go, as long as their parameters hold them.
-        self._held = columns[first:]
+        self._held = [*columns[first:], *scales]
         parameters = columns[first]
         self.device = buffers.layout(parameters[0]).device
         self.storages = tuple(buffers.layout(column[0]).dtype for column in columns)
-        self.orders = [buffers.flat_order(parameter) for parameter in parameters]
+        # Blocks with a scale are of neighbours in C order.
+        self.orders = ["C" if scales else buffers.flat_order(each) for each in parameters]
         self.arithmetic = storage.arithmetic(self.storages[first]).name
         self.addresses = np.empty((len(parameters), len(columns)), np.int64)
+        if scales:
+            beside = [pointers.addresses(column) for column in scales]
+            self.addresses = np.column_stack([self.addresses, *beside])
         self.numbers = self._append_numbers(numbers)
         self._append_keys(keys)
         self.chunks = cut([p.size for p in parameters], target.CHUNK)

@@ -69,24 +69,26 @@ class Target(Protocol):
         sums: Summing | None = None,
         measures: bool = False,
         zeroes: bool = False,
+        at_random: bool = False,
     ) -> Update | SummedUpdate:
         """Compile a rule for a table.
 
         Args:
             rule: the rule.
-            table: the table; with `moments` it has keys.
+            table: the table; if rounding is `at_random` it has keys.
             scalars: the factor on gradients and the rule's scalars, looked at when the update is made.
             copy: the table's last column holds a copy of the parameter, see `copies.with_copy`.
             averages: the last column, or the one before the copy, holds an average of the parameter, see
                 `averaging.averaged`.
             clips: elements of gradients are clipped to the last scalar, see `clipping.clipped`.
-            moments: the number of the update, int64 of shape (1,): what is stored as bfloat16 is
-                rounded at random, in a way that follows from it. Default: None, to the nearest.
+            moments: the number of the update, int64 of shape (1,), for what is rounded in a way that
+                follows from it. Default: None, there is nothing.
             sums: what the rule needs to know of each tensor, or of all; the table has `numbers` for it.
                 Default: None, nothing.
             measures: whether the update notes how far parameters move: those of the table's second
                 column, as they are stored. Default: False.
             zeroes: whether the update leaves zeros where it has read gradients. Default: False.
+            at_random: what is stored as bfloat16 is rounded at random. Default: False, to the nearest.
         """
 
     def bind_combination(

@@ -63,6 +63,7 @@ _HOMES = {
     "Yogi": "yogi",
     "clip_grad_norm": "clip_grad",
     "clip_grad_value": "clip_grad",
+    "dequantize": "dequantize",
     "param_groups_layerwise_lr_decay": "param_groups",
     "param_groups_weight_decay": "param_groups",
     "register_optimizer_step_post_hook": "hooks",

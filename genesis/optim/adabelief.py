@@ -19,7 +19,7 @@ from .pieces import (
 from .rule import rule
 
 
-@rule(check=check_cautious_decay)
+@rule(check=check_cautious_decay, averages={"exp_avg": "signed", "exp_avg_var": "positive"})
 def AdaBelief(
     param,
     grad,

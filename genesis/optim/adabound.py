@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import hyper
+from .adam import AVERAGES
 from .pieces import DECOUPLES, L2, average, average_of_squares, bounded, larger
 from .rule import rule
 
@@ -20,7 +21,7 @@ def _numbers(step, base_lr=0.0, *, lr, final_lr, gamma):
     }
 
 
-@rule(numbers=_numbers)
+@rule(numbers=_numbers, averages=AVERAGES)
 def AdaBound(
     param,
     grad,

@@ -9,7 +9,7 @@ from .pieces import L2, average_of_squares
 from .rule import rule
 
 
-@rule
+@rule(averages={"square_avg": "positive", "acc_delta": "positive"})
 def Adadelta(
     param,
     grad,

@@ -18,6 +18,8 @@ from .pieces import (
 )
 from .rule import rule
 
+AVERAGES = {"exp_avg": "signed", "exp_avg_sq": "positive", "max_exp_avg_sq": "positive"}
+
 
 def _change(grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, step):
     """What a step subtracts, whatever becomes of weight decay, and the state after it."""
@@ -33,7 +35,7 @@ def _change(grad, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, amsgrad, 
     return lr / (1 - beta1**step) * exp_avg / denom, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
-@rule
+@rule(averages=AVERAGES)
 def Adam(
     param,
     grad,
@@ -91,7 +93,7 @@ def Adam(
     return param - change, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
-@rule
+@rule(averages=AVERAGES)
 def AdamW(
     param,
     grad,

@@ -7,7 +7,7 @@ from .pieces import L2, average, larger
 from .rule import rule
 
 
-@rule
+@rule(averages={"exp_avg": "signed", "exp_inf": "positive"})
 def Adamax(
     param,
     grad,

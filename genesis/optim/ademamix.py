@@ -35,7 +35,10 @@ def _numbers(step, *, betas, alpha, beta3_warmup, alpha_warmup):
     return {"slow_size": alpha, "slow_decay": slow_decay}
 
 
-@rule(numbers=_numbers)
+@rule(
+    numbers=_numbers,
+    averages={"exp_avg": "signed", "exp_avg_slow": "signed", "exp_avg_sq": "positive"},
+)
 def AdEMAMix(
     param,
     grad,

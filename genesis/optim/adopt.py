@@ -30,7 +30,11 @@ def _numbers(step, *, clip_exp):
     }
 
 
-@rule(numbers=_numbers, check=check_cautious_decay)
+@rule(
+    numbers=_numbers,
+    check=check_cautious_decay,
+    averages={"exp_avg": "signed", "exp_avg_sq": "positive"},
+)
 def ADOPT(
     param,
     grad,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import buffers, checks
+from .. import buffers, checks, packing
 from ..commit import assign
 from ..kernels import overlaps
 from ..sparse import RowsView
@@ -106,6 +106,55 @@ def buffer(value: Any, name: str, what: str, parameter: np.ndarray) -> np.ndarra
     mend = "delete the entry, which then begins anew, or put in an array of that shape"
     used = Used(what, value, parameter.shape, buffers.device_of(parameter), mend)
     return writable(fitting(used), what)
+
+
+def _packed(value: Any, what: str, dtypes: dict[Any, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """An array of packed state; raises unless it has one of these types, this shape, and can be written.
+
+    It is on the host, as nothing that is packed can be used elsewhere.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype not in dtypes:
+        got = getattr(value, "dtype", type(value).__name__)
+        where = "" if isinstance(value, np.ndarray) else " on the CPU"
+        raise TypeError(
+            f"{what} must be a NumPy array{where} of {' or '.join(map(str, dtypes))}, but got {got}: "
+            "delete the parameter's state, which then begins anew, or load it again"
+        )
+    if value.shape != shape:
+        raise ValueError(
+            f"{what} has shape {value.shape}, but its place has shape {shape}: delete the parameter's "
+            "state, which then begins anew, or put in an array of that shape"
+        )
+    return writable(value, what)
+
+
+def codes(value: Any, name: str, what: str, parameter: np.ndarray) -> np.ndarray:
+    """The codes of an average in 8 bits; raises unless they fit their parameter."""
+    return _packed(value, f"state {name!r} of {what}", packing.LARGEST, parameter.shape)
+
+
+def scales(value: Any, name: str, what: str, parameter: np.ndarray) -> np.ndarray:
+    """The scales of an average in 8 bits; raises unless there is one for each block, flat in memory."""
+    what = f"state {name!r} of {what}"
+    shape = (packing.blocks(parameter.size),)
+    found = _packed(value, what, {np.dtype(np.float32): "float32"}, shape)
+    if buffers.layout(found).order is None:
+        raise ValueError(
+            f"{what} must lie flat in memory, but has strides {found.strides}: give a copy, array.copy()"
+        )
+    return found
+
+
+def lower(value: Any, what: str, parameter: np.ndarray) -> np.ndarray:
+    """The lower halves of a parameter's masters; raises unless they fit it."""
+    what = f"state {packing.LOWER!r} of {what}"
+    found = _packed(value, what, {np.dtype(np.uint16): "uint16"}, parameter.shape)
+    if parameter.dtype != buffers.BFLOAT16:
+        raise ValueError(
+            f"{what} is the lower half of a master whose upper half is the parameter in bfloat16, but "
+            f"that is {parameter.dtype}: delete the entry"
+        )
+    return found
 
 
 def state_number(value: Any, name: str, what: str) -> Any:

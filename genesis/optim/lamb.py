@@ -10,7 +10,7 @@ from .pieces import average, average_of_squares
 from .rule import rule
 
 
-@rule
+@rule(averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def LAMB(
     param,
     grad,

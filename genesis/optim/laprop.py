@@ -18,7 +18,7 @@ from .pieces import (
 from .rule import rule
 
 
-@rule(check=check_cautious_decay)
+@rule(check=check_cautious_decay, averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def LaProp(
     param,
     grad,

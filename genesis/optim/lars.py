@@ -10,7 +10,7 @@ from .pieces import DECAY
 from .rule import rule
 
 
-@rule
+@rule(averages={"momentum_buffer": "signed"})
 def LARS(
     param,
     grad,

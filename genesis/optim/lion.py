@@ -7,7 +7,7 @@ from .pieces import CAUTIOUS, CAUTIOUS_DECAY, SHRINKS, average, cautiously, shru
 from .rule import rule
 
 
-@rule(counted=False)
+@rule(counted=False, averages={"exp_avg": "signed"})
 def Lion(
     param,
     grad,

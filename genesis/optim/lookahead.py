@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import buffers, checks, hyper, kernels
+from .. import buffers, checks, hyper, kernels, packing
 from ..commit import prepared
 from ..kernels import rules
 from ..parameter import Parameter
-from . import arrays, members
+from . import arrays, members, options
 from .gradient_optimizer import Ending, GradientOptimizer
 from .schedule_free import ScheduleFree
 from .wrapper import Wrapper
@@ -129,10 +129,16 @@ class Lookahead(Wrapper):
         state, number = self._state, 0
         for group in self.param_groups:
             at_random = bool(group.get("stochastic_rounding", False))
+            splits = options.of(group).splits
             called = members.names(group, group["params"])
             for parameter, name in zip(group["params"], called):
                 what = members.label(number, name)
                 entries = state.get(parameter) or {}
+                if packing.LOWER in entries or (splits and parameter._view.itemsize == 2):
+                    raise ValueError(
+                        f"{what} has its master in two halves, which Lookahead does not set: give its "
+                        "optimizer master_weights=True in place of 'split'"
+                    )
                 titled = {what: parameter._view, f"the slow array of {what}": slow[parameter]}
                 if "master" in entries:  # which is the parameter, and the parameter its copy
                     titled[f"state 'master' of {what}"] = entries["master"]

@@ -31,7 +31,11 @@ def _numbers(step, mu_product=1.0, *, lr, betas, momentum_decay):
     }
 
 
-@rule(numbers=_numbers, check=check_cautious_decay)
+@rule(
+    numbers=_numbers,
+    check=check_cautious_decay,
+    averages={"exp_avg": "signed", "exp_avg_sq": "positive"},
+)
 def NAdam(
     param,
     grad,

@@ -10,7 +10,7 @@ from .pieces import average
 from .rule import rule
 
 
-@rule
+@rule(averages={"exp_avg": "signed"})
 def NovoGrad(
     param,
     grad,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import buffers, hyper
+from .. import buffers, hyper, packing
 from ..commit import commit
 from ..hyper import Hyper
 from ..parameter import Parameter
@@ -62,6 +62,8 @@ class Optimizer:
     """The names of others."""
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     """The names of the numbers that state shows."""
+    _averages: ClassVar[Mapping[str, str]] = {}
+    """Of these, those that are averages, which may be kept in 8 bits."""
     _kept_numbers: ClassVar[tuple[str, ...]] = ()
     """Of `_always` and `_sometimes` those that are no buffers, but numbers of a tensor, or of all."""
     _said_no_gradients = False
@@ -477,10 +479,9 @@ class Optimizer:
         if not entries:
             return {}
         missing = {*self._numbers, *self._always} - entries.keys()
-        unknown = entries.keys() - {
-            *(*self._numbers, *self._always, *self._sometimes),
-            *("step", *options.BUFFERS),
-        }
+        own = (*self._always, *self._sometimes)
+        scales = {name + packing.SCALE for name in self._averages}
+        unknown = entries.keys() - {*self._numbers, *own, "step", *options.BUFFERS, *scales}
         if missing or unknown:
             wrong = f"no {sorted(missing)}" if missing else f"{sorted(unknown)}"
             raise ValueError(
@@ -500,8 +501,12 @@ class Optimizer:
             if name in self._kept_numbers:
                 loaded[name] = arrays.single(value, title)
                 continue
-            array = buffers.as_host(value, title)
-            shape = self._state_shape(name, parameter)
+            is_packed = name == packing.LOWER or name + packing.SCALE in entries
+            array = buffers.as_host(value, title, is_packed)
+            if name in scales:
+                shape: tuple[int, ...] = (packing.blocks(parameter.size),)
+            else:
+                shape = self._state_shape(name, parameter)
             if array.shape != shape:
                 raise ValueError(
                     f"{title} has shape {array.shape}, but the parameter has {parameter.shape}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import buffers, checks, hyper, kernels
+from .. import buffers, checks, hyper, kernels, packing
 from ..formulas import Recipe
 from ..parameter import Parameter
 from ..sparse import RowsView
@@ -147,8 +147,8 @@ class Plan:
         self.whose: list[tuple[str, str]] = []
         self.state, self.edits = state, state.edits
         self.count, self._initial = state._edits, recipe.initial(self._settings_at(0))
-        # Random bits and functions of the step need the number of the update, so it must be kept.
-        counts = self.options.stochastic_rounding or self.scheduled
+        # What is rounded by the number of the update, and functions of the step, need it to be kept.
+        counts = self.options.stochastic_rounding or self.scheduled or self._packs()
         self._kept = numbers or (("step",) if counts else ())
         self.views = [p._view for p in parameters]
         self._workings = [p._working for p in parameters]
@@ -174,6 +174,7 @@ class Plan:
                 measures=self.options.measures,
                 zeroes=zeroes,
                 keys=[first + row for row in rows] if self.options.stochastic_rounding else None,
+                scales=list(zip(*(self._scales[row] for row in rows))),
             )
             cells[rows] = launch.cells()
             bucket = Bucket(
@@ -197,7 +198,13 @@ class Plan:
             self.arrays,
         )
         self.look, self.held = self._watch.compare, self._watch.held
-        del self._tensors, self._numbers, self._numbers_kept, self._gradients
+        del self._tensors, self._scales, self._numbers, self._numbers_kept, self._gradients
+
+    def _packs(self) -> bool:
+        """Whether state is kept in 8 bits, or some was."""
+        entries = [self.state.get(parameter) or {} for parameter in self.parameters]
+        names = [name + packing.SCALE for name in self.recipe.averages]
+        return self.options.packs or any(name in each for each in entries for name in names)
 
     def _share(self, bucket: Bucket) -> None:
         """Let the state of a bucket's parameters show the numbers that it counts, and those kept."""
@@ -236,6 +243,7 @@ class Plan:
     def _sorted(self) -> dict[tuple, list[int]]:
         """The rows that have gradients by what one launch must have in common."""
         self._tensors: dict[int, list[np.ndarray]] = {}
+        self._scales: dict[int, list[np.ndarray]] = {}
         self._numbers: dict[int, dict[str, Any]] = {}
         self._numbers_kept: dict[int, list[float]] = {}
         found: dict[tuple, list[int]] = {}
@@ -250,8 +258,14 @@ class Plan:
                 arrays.erasable(gradient, what)
             entries, numbers, begins, new_average = self._entries(parameter, view, what)
             named = {"": view}
+            scales: dict[str, np.ndarray] = {}
             for name in self.written.states:
-                named[name] = arrays.buffer(entries[name], name, what, view)
+                beside = name + packing.SCALE
+                if beside in entries or packing.is_packed(buffers.view(entries[name])):
+                    named[name] = arrays.codes(entries[name], name, what, view)
+                    scales[beside] = arrays.scales(entries.get(beside), beside, what, view)
+                else:
+                    named[name] = arrays.buffer(entries[name], name, what, view)
             if self.options.averages:
                 named["ema"] = arrays.buffer(entries["ema"], "ema", what, view)
             copy: kernels.Copy = None
@@ -261,6 +275,8 @@ class Plan:
                 del named[""]
                 master = arrays.buffer(entries["master"], "master", what, view)
                 named = {"master": master, **named, "": view}
+            elif packing.LOWER in entries:
+                named[packing.LOWER] = arrays.lower(entries[packing.LOWER], what, view)
             elif working is not None and working.of is view:
                 # One copy is brought up to date in the same pass, others when somebody looks.
                 copy = "copy"
@@ -268,8 +284,10 @@ class Plan:
                 self._outdated += others
                 named["copy"] = buffers.view(last.array)
             self._likes[row] = -2 if isinstance(gradient, RowsView) else len(self.arrays)
-            self.arrays += named.values()
-            self.whose += [(what, name) for name in named]
+            for each in (named, scales):
+                self.arrays += each.values()
+                self.whose += [(what, name) for name in each]
+            self._scales[row] = list(scales.values())
             self._tensors[row] = [gradient, *named.values()]
             self._numbers[row] = numbers
             self._numbers_kept[row] = [
@@ -293,11 +311,17 @@ class Plan:
             raise RuntimeError(options.SHOWS_AVERAGE.format(what=what))
         own = (*self._kept, *self.written.of_tensor, *self.written.states)
         missing = [name for name in own if name not in entries]
-        if self.options.master_weights and view.itemsize == 2 and "master" not in entries:
+        own_master = not {"master", packing.LOWER}.isdisjoint(entries)
+        if self.options.master_weights and view.itemsize == 2 and not own_master:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
             entries["master"] = buffers.copy_beside(wide, view)
             missing.append("master")
+        if self.options.splits and view.itemsize == 2 and not own_master:
+            options.check_splitting(view, what)
+            entries[packing.LOWER] = buffers.full(0, view, np.dtype(np.uint16))
+            missing.append(packing.LOWER)
         like = buffers.view(entries["master"]) if "master" in entries else view
+        wide_type = np.dtype(np.float32) if packing.LOWER in entries else None
         begins = False
         for name in missing:
             if name in self._kept:
@@ -305,14 +329,20 @@ class Plan:
             elif name in self.written.of_tensor:
                 begins = True
                 entries[name] = self._initial[name]
-            elif name != "master":
+            elif name not in options.BUFFERS:
                 begins = True
                 value = self._initial.get(name, 0.0)
-                entries[name] = buffers.full(value, like, self.options.state_dtype)
+                entries.pop(name + packing.SCALE, None)
+                if self.options.packs:
+                    options.check_packing(view, what)
+                    made = packing.full(value, view.shape, self.recipe.averages[name])
+                    entries[name], entries[name + packing.SCALE] = made
+                else:
+                    entries[name] = buffers.full(value, like, self.options.state_dtype or wide_type)
         new_average = self.options.averages and "ema" not in entries
         if new_average:
-            options.check_average(like.itemsize, what)
-            entries["ema"] = buffers.full(0.0, like, None)
+            options.check_average(4 if wide_type else like.itemsize, what)
+            entries["ema"] = buffers.full(0.0, like, wide_type)
             missing.append("ema")
         if missing or (self.written.of_all and not entries):
             self.created[parameter] = entries

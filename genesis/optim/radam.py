@@ -22,7 +22,7 @@ def _numbers(step, *, lr, betas):
     return {"step_size": step_size, "trusted": trusted}
 
 
-@rule(numbers=_numbers)
+@rule(numbers=_numbers, averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def RAdam(
     param,
     grad,

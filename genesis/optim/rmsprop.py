@@ -9,7 +9,7 @@ from .pieces import L2, average, average_of_squares
 from .rule import rule
 
 
-@rule
+@rule(averages={"square_avg": "positive", "momentum_buffer": "signed", "grad_avg": "signed"})
 def RMSprop(
     param,
     grad,

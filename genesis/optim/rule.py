@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, overload
 
@@ -24,6 +24,7 @@ def rule(
     numbers: Callable | None = None,
     check: Callable | None = None,
     sparse: Callable | str | None = None,
+    averages: Mapping[str, str] | None = None,
     counted: bool = True,
     base: type[RuleOptimizer] = RuleOptimizer,
 ) -> type[RuleOptimizer]: ...
@@ -35,6 +36,7 @@ def rule(
     numbers: Callable | None = None,
     check: Callable | None = None,
     sparse: Callable | str | None = None,
+    averages: Mapping[str, str] | None = None,
     counted: bool = True,
     base: type[RuleOptimizer] = RuleOptimizer,
 ) -> Callable[[Callable], type[RuleOptimizer]]: ...
@@ -46,6 +48,7 @@ def rule(
     numbers: Callable | None = None,
     check: Callable | None = None,
     sparse: Callable | str | None = None,
+    averages: Mapping[str, str] | None = None,
     counted: bool = True,
     base: type[RuleOptimizer] = RuleOptimizer,
 ) -> Any:
@@ -80,6 +83,9 @@ def rule(
         sparse: a function of some hyper-parameters, by keyword, that says whether gradients may be
             `SparseGrad`s, as where the update leaves an element as it is whose gradient is 0; "only",
             they must be. Default: None, they must not be.
+        averages: those of its state buffers that are running averages of something of the gradient's
+            size, or of its square's, by name: "signed", or "positive" for what is never negative. Where
+            all buffers are, `state_dtype="8bit"` is possible. Default: None, none is.
         counted: whether the number of updates is kept in the state, as "step". False is possible
             where nothing makes use of it. Default: True.
         base: the class of which a subclass is made, for methods of its own: a subclass of
@@ -108,9 +114,15 @@ def rule(
     """
     if function is None:
         return partial(
-            _ruled, numbers=numbers, check=check, sparse=sparse, counted=counted, base=base
+            _ruled,
+            numbers=numbers,
+            check=check,
+            sparse=sparse,
+            averages=averages,
+            counted=counted,
+            base=base,
         )
-    return _ruled(function, numbers, check, sparse, counted, base)
+    return _ruled(function, numbers, check, sparse, averages, counted, base)
 
 
 def _ruled(
@@ -118,10 +130,11 @@ def _ruled(
     numbers: Callable | None,
     check: Callable | None,
     sparse: Callable | str | None,
+    averages: Mapping[str, str] | None,
     counted: bool,
     base: type[RuleOptimizer],
 ) -> type[RuleOptimizer]:
-    formula = Formula(function, "rule", ("param", "grad"))
+    formula = Formula(function, "rule", ("param", "grad"), averages=averages)
     part = Part(formula, None if numbers is None else Numbers(numbers, formula))
     # The package's own formulas are known to be right, and there are many of them to import.
     tried = not str(formula.module).startswith(f"{__package__}.")
@@ -210,6 +223,7 @@ def _made(
         "_sometimes": _Buffers(recipe, base._sometimes, always=False),
         "_numbers": ("step", *recipe.carried),
         "_kept_numbers": tuple(recipe.over),
+        "_averages": recipe.averages,
         **(further or {}),
     }
     body["__doc__"] = _documented(recipe, doc, body["_numbers"], flags)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import checks, hyper, kernels
+from .. import checks, hyper, kernels, packing
 from ..commit import commit
 from ..formulas import OfSettings, Recipe, Sums
 from ..hyper import REQUIRED
@@ -85,6 +85,9 @@ class RuleOptimizer(GradientOptimizer):
         return defaults
 
     def _check(self, group: dict[str, Any]) -> None:
+        if group.get("state_dtype") == packing.EIGHT_BITS:
+            states = [name for name in self._recipe.states if name not in self._recipe.over]
+            options.check_averages(type(self).__name__, states, self._recipe.averages)
         if self._check_settings is not None:
             self._check_settings(group)
 
@@ -106,6 +109,11 @@ class RuleOptimizer(GradientOptimizer):
         takes = self._takes_sparse
         if is_sparse and not (takes(group) if isinstance(takes, OfSettings) else takes):
             super()._check_gradient(group, view)
+        if is_sparse and group.get("state_dtype") == packing.EIGHT_BITS:
+            raise TypeError(
+                f"{type(self).__name__} takes no SparseGrad with state_dtype='8bit', whose blocks do "
+                "not end where rows do: set state_dtype='bfloat16' for this group"
+            )
         if is_sparse and group.get("ema_decay") is not None:
             raise TypeError(
                 f"{type(self).__name__} takes no SparseGrad with ema_decay, since averages of rows "

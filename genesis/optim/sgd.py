@@ -17,7 +17,7 @@ def _leaves_rows(momentum, weight_decay):
     return momentum == 0 and weight_decay == 0
 
 
-@rule(check=_check, sparse=_leaves_rows, counted=False)
+@rule(check=_check, sparse=_leaves_rows, counted=False, averages={"momentum_buffer": "signed"})
 def SGD(
     param,
     grad,

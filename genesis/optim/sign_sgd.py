@@ -12,7 +12,7 @@ def _leaves_rows(momentum, weight_decay):
     return momentum == 0 and weight_decay == 0
 
 
-@rule(sparse=_leaves_rows, counted=False)
+@rule(sparse=_leaves_rows, counted=False, averages={"momentum_buffer": "signed"})
 def SignSGD(
     param,
     grad,

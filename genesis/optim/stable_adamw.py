@@ -10,7 +10,7 @@ from .pieces import DECOUPLED
 from .rule import rule
 
 
-@rule
+@rule(averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def StableAdamW(
     param,
     grad,

@@ -9,7 +9,7 @@ from .pieces import DECOUPLES, L2, average, sign
 from .rule import rule
 
 
-@rule
+@rule(averages={"exp_avg": "signed", "exp_avg_sq": "positive"})
 def Yogi(
     param,
     grad,

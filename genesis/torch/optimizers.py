@@ -22,7 +22,7 @@ def _formula(rule: Any) -> Formula:
 
 
 _WITH_CAUTION = {
-    **options.HYPERS,
+    **options.UNDER_TORCH,
     "cautious": pieces.CAUTIOUS,
     "cautious_weight_decay": pieces.CAUTIOUS_DECAY,
 }

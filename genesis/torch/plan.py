@@ -75,7 +75,7 @@ class Formula(NamedTuple):
         found["maximize"] = group["maximize"]
         if self.check is not None:
             self.check(found)
-        for name, declared in options.HYPERS.items():
+        for name, declared in options.UNDER_TORCH.items():
             if name in group:
                 declared.check(name, group[name])
                 found[name] = plain(group[name])

@@ -63,7 +63,7 @@ class FusedStep:
     state: Any
     defaults: dict[str, Any]
 
-    _further: ClassVar[Mapping[str, Hyper]] = options.HYPERS
+    _further: ClassVar[Mapping[str, Hyper]] = options.UNDER_TORCH
     """The declarations of what groups may have that torch's optimizers do not know."""
     step_skipped = False
     """Whether the last step did nothing, since a gradient was not finite: see `skip_nonfinite`."""

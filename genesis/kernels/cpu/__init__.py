@@ -36,6 +36,7 @@ def bind(
     sums: Summing | None = None,
     measures: bool = False,
     zeroes: bool = False,
+    at_random: bool = False,
 ) -> Bound | Summed:
     """See `target.Target`, as for the functions below."""
     if averages:
@@ -43,8 +44,8 @@ def bind(
     if clips:
         rule = updating.clipping(rule)
     if copy:
-        rule = updating.copying(rule, copy, table.storages[-1], moments is not None)
-    process = updating.update if moments is None else updating.update_at_random
+        rule = updating.copying(rule, copy, table.storages[-1], at_random)
+    process = updating.update_at_random if at_random else updating.update
     arithmetic, count = scalars.dtype.name, len(scalars)
     numbers = 0 if sums is None else sums.sums.numbers
     kernel = updating.compiled(
@@ -55,7 +56,7 @@ def bind(
     bound = Bound(kernel, table, scalars, moved, moments, results)
     if sums is None:
         return bound
-    return Summed(sums, table, scalars, copy == "master", moments is not None, clips, bound)
+    return Summed(sums, table, scalars, copy == "master", at_random, clips, bound)
 
 
 def bind_combination(pieces: np.ndarray, sums: Sums, of_all: OfAll, scalars: np.ndarray) -> partial:
@@ -75,8 +76,9 @@ def numbers(values: np.ndarray, device: str, stream: Any) -> tuple[Any, int]:
 def bind_transform(
     function: Callable, table: Table, scalars: np.ndarray
 ) -> Callable[[], list[partial]]:
+    first = table.storages[:1]
     kernel = updating.compiled(
-        function, updating.transform, table.storages, scalars.dtype.name, len(scalars)
+        function, updating.transform, first, scalars.dtype.name, len(scalars)
     )
     return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0]).actions
 
@@ -85,7 +87,7 @@ def bind_reduction(
     reduction: Callable, table: Table, start: float, exponent: float
 ) -> Callable[[], np.ndarray]:
     results = np.empty(len(table.chunks))
-    kernel = updating.compiled(reduction, updating.reduce, table.storages, "float64", 2)
+    kernel = updating.compiled(reduction, updating.reduce, table.storages[:1], "float64", 2)
     scalars = np.array([start, exponent])
     bound = Bound(kernel, table, scalars, table.bytes_of_column[0], results=results)
 

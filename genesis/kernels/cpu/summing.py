@@ -19,6 +19,7 @@ from ..compiling import Kept
 from ..memory import word
 from ..specialise import anew, compile_function, described, specialised, title
 from ..summing import of_columns, whole, within
+from . import packed
 from .updating import given_for
 from .working import (
     CHUNK_COUNT,
@@ -244,19 +245,27 @@ def _summing(
 ) -> Callable:
     """The kernel that sums up, with `summand` as `of_columns` makes it, which takes `early` numbers."""
     number = getattr(types, arithmetic)
+    seen = packed.seen(storages)
     names = {
         "rule": callable_(anew(summand, callable_)),
-        "read": storage.reader(storages, number),
+        "read": storage.reader(seen, number),
         "add": lanes.adder(totals, number),
         "totals_of": lanes.found(totals),
         "clip": callable_(within if clips else whole),
-        "given": given_for(early, number, len(storages)),
+        "given": given_for(early, number, len(seen)),
         **lanes.functions(totals, reductions.added, callable_),
     }
     name = described(summand, storages) + storage.variant() + "_clipped" * clips
-    columns = len(storages) + (early > 0)
+    columns = len(storages) + packed.scales(storages) + (early > 0)
     what = f"sums of {title(summand, storages)}"
-    return kernel(sum_up, name, what, names, storages, columns, scalars, number, False, totals)
+    process = sum_up
+    if seen != storages:
+        inner = callable_(specialised(sum_up, f"sum_up_{name}", names))
+        together = storage.adder(totals, types.float64)
+        nothing = (0.0,) * totals
+        names = packed.around(inner, storages, columns, nothing, together, changes=False)
+        process = packed.in_pieces
+    return kernel(process, name, what, names, storages, columns, scalars, number, False, totals)
 
 
 @Kept

@@ -14,6 +14,7 @@ from ..clipping import clipped
 from ..compiling import Kept
 from ..copies import with_copy
 from ..specialise import anew, described, specialised, title
+from . import packed
 from .working import callable_, kernel
 
 # These names stand in the code below for functions and numbers that `compiled` puts in their place, once
@@ -190,17 +191,19 @@ def compiled(
         numbers: how many numbers of its tensor an update finds behind the columns.
     """
     number = getattr(types, arithmetic)
-    columns = len(storages) + (numbers > 0) + (process is update_at_random)
+    columns = len(storages) + packed.scales(storages) + (numbers > 0)
+    columns += process is update_at_random
+    seen = packed.seen(storages)
     if process is update_at_random:
-        write = storage.random_writer(storages[1:], number)
+        write = storage.random_writer(seen[1:], number)
     else:
-        write = storage.writer(storages[1:] if process is update else storages[:1], number)
+        write = storage.writer(seen[1:] if process is update else seen[:1], number)
     names = {
         "rule": callable_(anew(rule, callable_)),
-        "read": storage.reader(storages, number),
+        "read": storage.reader(seen, number),
         "write": write,
         "wipe": _wiping(storages[0], arithmetic) if zeroes else callable_(no_wiping),
-        "given": given_for(numbers, number, len(storages)),
+        "given": given_for(numbers, number, len(seen)),
     }
     if process is reduce:
         names |= lanes.functions(1, reductions.COMBINED.get(rule, reductions.added), callable_)
@@ -211,14 +214,22 @@ def compiled(
     if measures:
         process, totals = _MEASURING[process], 2
         kept: Any = as_computed
-        if storages[1] != arithmetic:
-            back = {"read_back": storage.reader(storages[1:2], number)}
-            kept = specialised(as_stored, f"stored_as_{storages[1]}", back)
+        if seen[1] != arithmetic:
+            back = {"read_back": storage.reader(seen[1:2], number)}
+            kept = specialised(as_stored, f"stored_as_{seen[1]}", back)
         names["stored"] = callable_(kept)
         names["add"] = storage.adder(2, number)
         names["add_short"] = storage.adder(2, number, number, flags=("reassoc",))
         names["ZEROS"] = (0.0, 0.0)
         names["SHORT_ZEROS"] = (np.dtype(arithmetic).type(0),) * 2
+    if seen != storages:
+        inner = callable_(specialised(process, f"{process.__name__}_{name}", names))
+        nothing = names["ZEROS"] if measures else np.dtype(arithmetic).type(0)
+        adder = storage.adder(2, types.float64)
+        together = adder if measures else callable_(packed.latest)
+        names = packed.around(inner, storages, columns, nothing, together)
+        name = f"{process.__name__}_{name}"
+        process = packed.in_pieces
     return kernel(process, name, what, names, storages, columns, scalars, number, scattered, totals)
 
 

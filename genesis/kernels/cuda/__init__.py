@@ -307,9 +307,10 @@ def bind(
     sums: Summing | None = None,
     measures: bool = False,
     zeroes: bool = False,
+    at_random: bool = False,
 ) -> Update | Summed:
     """See `target.Target`, as for the functions below."""
-    if moments is not None:
+    if at_random:
         raise NotImplementedError(
             "stochastic_rounding works on the CPU only: use master_weights on a GPU"
         )
