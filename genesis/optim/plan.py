@@ -197,7 +197,7 @@ class Plan:
             self.arrays,
         )
         self.look, self.held = self._watch.compare, self._watch.held
-        del self._tensors, self._numbers, self._numbers_kept, self._gradients
+        del self._tensors, self._numbers, self._numbers_kept, self._gradients, self._block
 
     def _share(self, bucket: Bucket) -> None:
         """Let the state of a bucket's parameters show the numbers that it counts, and those kept."""
@@ -239,6 +239,7 @@ class Plan:
         self._numbers: dict[int, dict[str, Any]] = {}
         self._numbers_kept: dict[int, list[float]] = {}
         found: dict[tuple, list[int]] = {}
+        self._block = self._block_for_state()
         for row, gradient in enumerate(self._gradients):
             if gradient is None:
                 continue
@@ -281,6 +282,19 @@ class Plan:
             found.setdefault(key, []).append(row)
         return found
 
+    def _block_for_state(self) -> buffers.Block:
+        """Memory for the buffers of all parameters that have a gradient, but no state so far."""
+        sizes: list[int] = []
+        for parameter, view, gradient in zip(self.parameters, self.views, self._gradients):
+            if gradient is None or self.state.get(parameter):
+                continue
+            has_master = self.options.master_weights and view.itemsize == 2
+            own = view.size * (4 if has_master else view.itemsize)
+            kept = self.options.state_dtype
+            sizes += [own] * (has_master + self.options.averages)
+            sizes += [view.size * kept.itemsize if kept else own] * len(self.written.states)
+        return buffers.Block(sizes)
+
     def _entries(
         self, parameter: Parameter, view: np.ndarray, what: str
     ) -> tuple[dict[str, Any], dict[str, Any], bool, bool]:
@@ -295,7 +309,7 @@ class Plan:
         missing = [name for name in own if name not in entries]
         if self.options.master_weights and view.itemsize == 2 and "master" not in entries:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
-            entries["master"] = buffers.copy_beside(wide, view)
+            entries["master"] = buffers.copy_beside(wide, view, self._block)
             missing.append("master")
         like = buffers.view(entries["master"]) if "master" in entries else view
         begins = False
@@ -307,12 +321,12 @@ class Plan:
                 entries[name] = self._initial[name]
             elif name != "master":
                 begins = True
-                value = self._initial.get(name, 0.0)
-                entries[name] = buffers.full(value, like, self.options.state_dtype)
+                value, kept = self._initial.get(name, 0.0), self.options.state_dtype
+                entries[name] = buffers.full(value, like, kept, self._block)
         new_average = self.options.averages and "ema" not in entries
         if new_average:
             options.check_average(like.itemsize, what)
-            entries["ema"] = buffers.full(0.0, like, None)
+            entries["ema"] = buffers.full(0.0, like, None, self._block)
             missing.append("ema")
         if missing or (self.written.of_all and not entries):
             self.created[parameter] = entries
