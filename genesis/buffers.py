@@ -13,10 +13,11 @@ the library being there already.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from array import ArrayType
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
 from typing import Any, Literal, NamedTuple
 
@@ -594,14 +595,61 @@ def empty(
         return cuda.device_array(shape, dtype, order=order)
 
 
-def full(value: float, like: np.ndarray, dtype: np.dtype | None = None) -> Any:
-    """A buffer beside the one that `like` is the view of, every element `value`."""
+class Block:
+    """One piece of the host's memory for many arrays, which lie in it side by side.
+
+    Those who work on all of them, one after another, then go through memory from its beginning to its
+    end, which is what processors fetch ahead of time, through fewer pages. Each piece that is taken
+    is a view of the block, and the block lives as long as any of them.
+
+    Args:
+        sizes: for each array that may be wanted how many bytes it takes.
+    """
+
+    LINE = 64
+    """Arrays begin where lines of the cache do."""
+
+    HUGE = 1 << 21
+    """Where huge pages begin. NumPy asks for them where there is room for two."""
+
+    def __init__(self, sizes: Iterable[int]):
+        self._size = sum(map(self._rounded, sizes))
+        self._free: np.ndarray | None = None
+
+    def _rounded(self, size: int) -> int:
+        return -(-size // self.LINE) * self.LINE
+
+    def zeros(
+        self, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"]
+    ) -> np.ndarray:
+        """As `np.zeros`, in the block while there is room."""
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 < size <= self._size:
+            return np.zeros(shape, dtype, order=order)
+        if self._free is None:
+            step = self.HUGE if self._size >= 2 * self.HUGE else self.LINE
+            memory = np.zeros(self._size + step, np.uint8)  # costs nothing until touched
+            self._free = memory[-memory.ctypes.data % step :]
+        taken = self._rounded(size)
+        found, self._free = self._free[:size], self._free[taken:]
+        self._size -= taken
+        return found.view(dtype).reshape(shape, order=order)
+
+
+def full(
+    value: float, like: np.ndarray, dtype: np.dtype | None = None, block: Block | None = None
+) -> Any:
+    """A buffer beside the one that `like` is the view of, every element `value`.
+
+    On the host it lies in a block, if one is given.
+    """
     order = flat_order(like)
     if value == 0 and isinstance(like, DeviceView):
         array = empty(like.shape, like, order, dtype)
         _clear(array)
         return array
-    array = np.zeros(like.shape, dtype or like.dtype, order=order)  # costs nothing until touched
+    zeros = np.zeros if block is None or isinstance(like, DeviceView) else block.zeros
+    array = zeros(like.shape, dtype or like.dtype, order=order)  # costs nothing until touched
     if value != 0:
         array.fill(value)
     return put(array, device_of(like))
@@ -671,10 +719,17 @@ def host_copy_or_loan(array: Any) -> np.ndarray:
     return array if _lending.get() and type(array) is np.ndarray else host_copy(array)
 
 
-def copy_beside(array: np.ndarray, like: np.ndarray) -> Any:
-    """A copy of a host array on the device and in the order of `like`, in its own data type."""
-    copy = np.array(array, order=flat_order(like), copy=True, subok=False)
-    return put(copy, device_of(like))
+def copy_beside(array: np.ndarray, like: np.ndarray, block: Block | None = None) -> Any:
+    """A copy of a host array on the device and in the order of `like`, in its own data type.
+
+    On the host it lies in a block, if one is given.
+    """
+    if block is None or isinstance(like, DeviceView):
+        copy = np.array(array, order=flat_order(like), copy=True, subok=False)
+        return put(copy, device_of(like))
+    copy = block.zeros(array.shape, array.dtype, flat_order(like))
+    copy[...] = array
+    return copy
 
 
 def as_host(array: Any, what: str, packed: bool = False) -> np.ndarray:

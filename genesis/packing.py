@@ -21,6 +21,8 @@ parameter is the nearest bfloat16; of two that are equally near, the larger in m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 BLOCK = 256
@@ -65,11 +67,14 @@ def blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def full(value: float, shape: tuple[int, ...], kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of an average, every element of which is `value`."""
+def full(
+    value: float, shape: tuple[int, ...], kind: str, zeros: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of an average, every element of which is `value`, in memory as of `np.zeros`."""
     dtype = KINDS[kind]
-    codes = np.zeros(shape, dtype)
+    codes = zeros(shape, dtype, order="C")
+    scales = zeros((blocks(codes.size),), np.dtype(np.float32), order="C")
     if value:
         codes.fill(np.copysign(LARGEST[dtype], value))
-    scale = np.float32(abs(value)) * np.float32(UNITS[dtype.name])
-    return codes, np.full(blocks(codes.size), scale, np.float32)
+        scales.fill(np.float32(abs(value)) * np.float32(UNITS[dtype.name]))
+    return codes, scales

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,6 +78,51 @@ def test_step_returns_the_optimizer_or_the_loss():
     np.testing.assert_allclose(p.data, before - 0.1)
     assert opt.step().clear_grad() is None
     assert p.grad is None
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["new", "loaded"])
+def test_state_of_all_parameters_lies_side_by_side(loaded, state_dtype):
+    """So a step goes through memory from one end to the other; each buffer is an array of its own."""
+    params = parameters((3, 4), (5,), (0,), (2, 3), (), (70,), dtype=np.float32)
+    params[3] = genesis.Parameter(np.asfortranarray(params[3].data))
+    opt = AdamW(params, state_dtype=state_dtype)
+    run(opt, params, 1)
+    if loaded:
+        opt.load_state_dict(opt.state_dict())
+    buffers = [opt.state[p][name] for p in params if p.size for name in ("exp_avg", "exp_avg_sq")]
+    ends = []
+    for array in buffers:
+        assert array.flags.writeable
+        assert array.base is buffers[0].base
+        assert array.ctypes.data % 64 == 0
+        ends.append((array.ctypes.data, array.ctypes.data + array.nbytes))
+    for (_, end), (start, _) in pairwise(ends):
+        assert 0 <= start - end < 64
+    assert ends[-1][1] - ends[0][0] < buffers[0].base.nbytes
+    assert opt.state[params[3]]["exp_avg"].flags.f_contiguous
+
+
+def test_a_buffer_in_anothers_place_is_used_as_it_is():
+    params = parameters((3, 4), (5,), dtype=np.float32)
+    opt, other = AdamW(params), AdamW(copy.deepcopy(params))
+    for each in opt, other:
+        run(each, each.param_groups[0]["params"], 1)
+    own = opt.state[params[0]]["exp_avg"] = opt.state[params[0]]["exp_avg"].copy()
+    for each in opt, other:
+        run(each, each.param_groups[0]["params"], 1, seed=2)
+    assert opt.state[params[0]]["exp_avg"] is own
+    assert_same_state(opt.state_dict(), other.state_dict())
+
+
+def test_memory_for_what_is_refused_is_not_asked_for():
+    params = parameters((3,), (2,))
+    opt = AdamW(params)
+    run(opt, params, 1)
+    saved = opt.state_dict()
+    saved["state"][1]["exp_avg"] = np.broadcast_to(np.zeros(()), (1 << 45,))
+    with pytest.raises(ValueError, match="has shape"):
+        opt.load_state_dict(saved)
 
 
 @each_optimizer

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from .. import hyper, kernels
+from .. import buffers, hyper, kernels
 from ..parameter import Parameter
 from . import spelling, torch_flags
 from .per_tensor import PerTensor, Work
@@ -123,8 +123,10 @@ class Adafactor(PerTensor):
         *batch, rows, columns = parameter.shape
         return (*batch, rows, 1) if name == "row_var" else (*batch, 1, columns)
 
-    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
-        loaded = super()._loaded_state(what, parameter, entries)
+    def _loaded_state(
+        self, what: str, parameter: Parameter, entries: dict, block: buffers.Block | None = None
+    ) -> dict[str, Any]:
+        loaded = super()._loaded_state(what, parameter, entries, block)
         if loaded and loaded.keys() != {"step", *self._names(parameter)}:
             raise ValueError(
                 f"loaded state of {what} has {sorted(loaded)}, but a parameter of shape "

@@ -234,7 +234,9 @@ class LBFGS(Optimizer):
             )
         return parameters
 
-    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
+    def _loaded_state(
+        self, what: str, parameter: Parameter, entries: dict, block: buffers.Block | None = None
+    ) -> dict[str, Any]:
         entries = {name: value for name, value in entries.items() if value is not None}
         if not entries:
             return {}

@@ -377,6 +377,7 @@ class Mixed(GradientOptimizer):
         groups, owner = self._loaded_groups(state_dict["param_groups"])
         states: dict[str, dict[Parameter, Any]] = {name: {} for name in self._parts}
         parts = {p: name for name, part in self._parts.items() for p in part._parameters()}
+        block = self._block_for(state_dict["state"], owner)
         for number, entries in state_dict["state"].items():
             if number not in owner:
                 raise ValueError(
@@ -385,7 +386,8 @@ class Mixed(GradientOptimizer):
             parameter = owner[number]
             title = members.label(number, parameter.name)
             name = parts[parameter]
-            states[name][parameter] = self._parts[name]._loaded_state(title, parameter, entries)
+            loaded = self._parts[name]._loaded_state(title, parameter, entries, block)
+            states[name][parameter] = loaded
         return [
             *(
                 partial(setattr, self._parts[name], "_state", State(state))

@@ -408,6 +408,7 @@ class Optimizer:
         """The groups and the state that a state dict holds, checked, with parameters in them."""
         groups, owner = self._loaded_groups(state_dict["param_groups"])
         state = {}
+        block = self._block_for(state_dict["state"], owner)
         for number, entries in state_dict["state"].items():
             if number not in owner:
                 raise ValueError(
@@ -415,8 +416,19 @@ class Optimizer:
                 )
             parameter = owner[number]
             title = members.label(number, parameter.name)
-            state[parameter] = self._loaded_state(title, parameter, entries)
+            state[parameter] = self._loaded_state(title, parameter, entries, block)
         return groups, State(state)
+
+    def _block_for(
+        self, saved: dict[Any, dict[str, Any]], owner: dict[Any, Parameter]
+    ) -> buffers.Block:
+        """Memory for copies of the saved buffers that have their parameter's shape."""
+        return buffers.Block(
+            parameter.size * value.itemsize
+            for number, parameter in owner.items()
+            for value in saved.get(number, {}).values()
+            if isinstance(value, np.ndarray) and value.shape == parameter.shape
+        )
 
     def _loaded_groups(self, saved_groups: Any) -> tuple[list[dict], dict[Any, Parameter]]:
         """The groups as saved, and which parameter each saved number stands for."""
@@ -473,7 +485,9 @@ class Optimizer:
             )
         return [places[name] for name in saved]
 
-    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
+    def _loaded_state(
+        self, what: str, parameter: Parameter, entries: dict, block: buffers.Block | None = None
+    ) -> dict[str, Any]:
         """Copies of one parameter's saved state, checked against what this optimizer keeps."""
         entries = {name: value for name, value in entries.items() if value is not None}
         if not entries:
@@ -512,7 +526,7 @@ class Optimizer:
                     f"{title} has shape {array.shape}, but the parameter has {parameter.shape}"
                     + ("" if shape == parameter.shape else f", which makes it {shape}")
                 )
-            loaded[name] = buffers.copy_beside(array, parameter._view)
+            loaded[name] = buffers.copy_beside(array, parameter._view, block)
         return loaded
 
     def _state_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import buffers
 from ..parameter import Parameter
 from .per_tensor import PerTensor, arithmetic
 
@@ -34,8 +35,10 @@ class OwnShapes(PerTensor):
     def _state_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:
         return self._shapes(self._group_of[parameter], parameter).get(name, parameter.shape)
 
-    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
-        loaded = super()._loaded_state(what, parameter, entries)
+    def _loaded_state(
+        self, what: str, parameter: Parameter, entries: dict, block: buffers.Block | None = None
+    ) -> dict[str, Any]:
+        loaded = super()._loaded_state(what, parameter, entries, block)
         expected = {"step", *self._shapes(self._group_of[parameter], parameter)}
         if loaded and loaded.keys() != expected:
             raise ValueError(

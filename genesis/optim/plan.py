@@ -199,6 +199,7 @@ class Plan:
         )
         self.look, self.held = self._watch.compare, self._watch.held
         del self._tensors, self._scales, self._numbers, self._numbers_kept, self._gradients
+        del self._block
 
     def _packs(self) -> bool:
         """Whether state is kept in 8 bits, or some was."""
@@ -247,6 +248,7 @@ class Plan:
         self._numbers: dict[int, dict[str, Any]] = {}
         self._numbers_kept: dict[int, list[float]] = {}
         found: dict[tuple, list[int]] = {}
+        self._block = self._block_for_state()
         for row, gradient in enumerate(self._gradients):
             if gradient is None:
                 continue
@@ -299,6 +301,23 @@ class Plan:
             found.setdefault(key, []).append(row)
         return found
 
+    def _block_for_state(self) -> buffers.Block:
+        """Memory for the buffers of all parameters that have a gradient, but no state so far."""
+        sizes: list[int] = []
+        for parameter, view, gradient in zip(self.parameters, self.views, self._gradients):
+            if gradient is None or self.state.get(parameter):
+                continue
+            narrow, kept = view.itemsize == 2, self.options.state_dtype
+            has_master = self.options.master_weights and narrow
+            splits = self.options.splits and narrow
+            own = view.size * (4 if has_master or splits else view.itemsize)
+            sizes += [own] * (has_master + self.options.averages) + [2 * view.size] * splits
+            if self.options.packs:
+                sizes += [view.size, 4 * packing.blocks(view.size)] * len(self.written.states)
+            else:
+                sizes += [view.size * kept.itemsize if kept else own] * len(self.written.states)
+        return buffers.Block(sizes)
+
     def _entries(
         self, parameter: Parameter, view: np.ndarray, what: str
     ) -> tuple[dict[str, Any], dict[str, Any], bool, bool]:
@@ -314,11 +333,11 @@ class Plan:
         own_master = not {"master", packing.LOWER}.isdisjoint(entries)
         if self.options.master_weights and view.itemsize == 2 and not own_master:
             wide = buffers.host_copy(buffers.given(view)).astype(np.float32)
-            entries["master"] = buffers.copy_beside(wide, view)
+            entries["master"] = buffers.copy_beside(wide, view, self._block)
             missing.append("master")
         if self.options.splits and view.itemsize == 2 and not own_master:
             options.check_splitting(view, what)
-            entries[packing.LOWER] = buffers.full(0, view, np.dtype(np.uint16))
+            entries[packing.LOWER] = buffers.full(0, view, np.dtype(np.uint16), self._block)
             missing.append(packing.LOWER)
         like = buffers.view(entries["master"]) if "master" in entries else view
         wide_type = np.dtype(np.float32) if packing.LOWER in entries else None
@@ -335,14 +354,16 @@ class Plan:
                 entries.pop(name + packing.SCALE, None)
                 if self.options.packs:
                     options.check_packing(view, what)
-                    made = packing.full(value, view.shape, self.recipe.averages[name])
-                    entries[name], entries[name + packing.SCALE] = made
+                    kind, zeros = self.recipe.averages[name], self._block.zeros
+                    codes, scales = packing.full(value, view.shape, kind, zeros)
+                    entries[name], entries[name + packing.SCALE] = codes, scales
                 else:
-                    entries[name] = buffers.full(value, like, self.options.state_dtype or wide_type)
+                    kept = self.options.state_dtype or wide_type
+                    entries[name] = buffers.full(value, like, kept, self._block)
         new_average = self.options.averages and "ema" not in entries
         if new_average:
             options.check_average(4 if wide_type else like.itemsize, what)
-            entries["ema"] = buffers.full(0.0, like, wide_type)
+            entries["ema"] = buffers.full(0.0, like, wide_type, self._block)
             missing.append("ema")
         if missing or (self.written.of_all and not entries):
             self.created[parameter] = entries

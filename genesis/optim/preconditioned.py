@@ -74,13 +74,15 @@ class Preconditioned(PerTensor):
 
     # ---- loading ----
 
-    def _loaded_state(self, what: str, parameter: Parameter, entries: dict) -> dict[str, Any]:
+    def _loaded_state(
+        self, what: str, parameter: Parameter, entries: dict, block: buffers.Block | None = None
+    ) -> dict[str, Any]:
         matrices = {name: value for name, value in entries.items() if self._is_matrix(name)}
         others = {name: value for name, value in entries.items() if name not in matrices}
-        loaded = super()._loaded_state(what, parameter, others)
+        loaded = super()._loaded_state(what, parameter, others, block)
         for name, value in matrices.items():
             array = buffers.as_host(value, f"loaded state {name!r} of {what}")
-            loaded[name] = buffers.copy_beside(array, parameter._view)
+            loaded[name] = buffers.copy_beside(array, parameter._view, block)
         return loaded
 
     def _read(self, state_dict: dict[str, Any]) -> tuple[list[dict], State]:
