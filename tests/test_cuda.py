@@ -224,15 +224,15 @@ def test_save_and_load_of_device_parameters(tmp_path):
 
 @in_simulator
 @each_optimizer
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: d.__name__)
-def test_a_device_computes_what_the_cpu_computes(case, dtype):
-    there = parameters(*SHAPES, dtype=dtype)
-    here = parameters(*SHAPES, dtype=dtype, device="cpu")
+def test_a_device_computes_what_the_cpu_computes(case):
+    """In float32; in float64 a device follows the references themselves (tests/test_updates.py)."""
+    there = parameters(*SHAPES, dtype=np.float32)
+    here = parameters(*SHAPES, dtype=np.float32, device="cpu")
     starts = [p.numpy().copy() for p in here]
     got, expected = run(case.make(there), there, 5), run(case.make(here), here, 5)
     for g, e, start in zip(got, expected, starts):
         moved = np.abs(e - start).max(initial=0)
-        assert np.abs(g - e).max(initial=0) <= 8 * np.finfo(dtype).eps * max(moved, 1)
+        assert np.abs(g - e).max(initial=0) <= 8 * np.finfo(np.float32).eps * max(moved, 1)
 
 
 @in_simulator

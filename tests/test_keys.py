@@ -427,7 +427,7 @@ def test_a_read_only_installation_without_a_home(tmp_path):
         assert found.count("WARNING") <= 2  # that it took long, perhaps
         assert "NUMBA_CACHE_DIR names a lasting place" in found
         count, folder = found.split()[-2:]
-        assert int(count) >= 3
+        assert int(count) >= 2  # the look at headers, and the update
         assert folder.startswith("genesis-")
         assert not list(scratch.iterdir())
 

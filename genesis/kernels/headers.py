@@ -13,23 +13,22 @@ on where they differ. It holds the interpreter's lock, so nothing changes while 
 from __future__ import annotations
 
 import ctypes
+import math
 import operator
 import struct
 import sys
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
-import numba
 import numpy as np
-from numba.core import types
 
 from .. import buffers
-from . import CHANGED, MAY_OVERLAP, ids
+from . import CHANGED, MAY_OVERLAP, ids, pointers
 from .compiling import once
-from .memory import half, prefetch, put, word
-from .specialise import compile_function, specialised
+from .words import compile_words, function
 
 # Where fields lie. Of an object: the count of references to it, and its type. Of a list: its length and
 # where its elements are. Of an ndarray: data, number of axes, shape, strides, type and flags.
@@ -39,7 +38,12 @@ LENGTH, ITEMS = HEADER, HEADER + 8
 DATA, AXES, SHAPE, STRIDES, DTYPE, FLAGS = (HEADER + offset for offset in (0, 8, 16, 24, 40, 48))
 
 # C- and F-contiguous, aligned, writeable: the flags that say what may be done with the memory.
-FLAG_BITS = 0x1 | 0x2 | 0x100 | 0x400
+CONTIGUOUS = 0x1 | 0x2
+FLAG_BITS = CONTIGUOUS | 0x100 | 0x400
+
+# A subclass may say something else of itself than what its header has.
+GETTERS = [getattr(np.ndarray, name).__get__ for name in ("dtype", "flags", "shape", "strides")]
+FLAG_NUMBER, ITEMSIZE = operator.attrgetter("num"), operator.attrgetter("itemsize")
 
 COUNTS_NONE = sys.version_info < (3, 12)
 
@@ -77,85 +81,73 @@ AHEAD, OWNERS_AHEAD = 8 * ARRAY_SIZE * 8, 6
 """How far ahead to ask for what comes, in bytes of the record and in owners."""
 
 
-@numba.njit(error_model="numpy")
-def same_array(record, array):
+@function
+def same_array(code, record, array):
     """Whether an array is as the record says."""
-    found = word(array + 8 * ARRAY)
-    axes = word(array + 8 * ITS_AXES)
-    if (
-        word(found + DATA) != word(array + 8 * ITS_DATA)
-        or word(found + DTYPE) != word(array + 8 * ITS_DTYPE)
-        or half(found + AXES) != axes
-        or half(found + FLAGS) & FLAG_BITS != word(array + 8 * ITS_FLAGS)
+    found, axes = array[8 * ARRAY], array[8 * ITS_AXES]
+    with code.when(
+        (found[DATA] != array[8 * ITS_DATA])
+        | (found[DTYPE] != array[8 * ITS_DTYPE])
+        | (found.half(AXES) != axes)
+        | (found.half(FLAGS) & FLAG_BITS != array[8 * ITS_FLAGS])
     ):
-        return False
-    shape = word(found + SHAPE)
-    strides = word(found + STRIDES)
-    expected = record + 8 * word(array + 8 * ITS_SHAPE)
-    for axis in range(axes):
-        if word(shape + 8 * axis) != word(expected + 8 * axis):
-            return False
-        if word(strides + 8 * axis) != word(expected + 8 * (axes + axis)):
-            return False
-    return True
+        code.give(False)
+    shape, strides = found[SHAPE], found[STRIDES]
+    expected = record + 8 * array[8 * ITS_SHAPE]
+    with (
+        code.each(axes) as axis,
+        code.when(
+            (shape[8 * axis] != expected[8 * axis])
+            | (strides[8 * axis] != expected[8 * (axes + axis)])
+        ),
+    ):
+        code.give(False)
+    code.give(True)
 
 
-@numba.njit(error_model="numpy")
-def same_gradient(record, owner, gradient, array):
+@function
+def same_gradient(code, record, owner, gradient, array):
     """Whether a gradient is as the record says, wherever it lies; `array` has its shape."""
-    axes = word(array + 8 * ITS_AXES)
-    if (
-        word(gradient + DTYPE) != word(owner + 8 * GRAD_DTYPE)
-        or half(gradient + AXES) != axes
-        or half(gradient + FLAGS) & FLAG_BITS != word(owner + 8 * GRAD_FLAGS)
+    axes = array[8 * ITS_AXES]
+    with code.when(
+        (gradient[DTYPE] != owner[8 * GRAD_DTYPE])
+        | (gradient.half(AXES) != axes)
+        | (gradient.half(FLAGS) & FLAG_BITS != owner[8 * GRAD_FLAGS])
     ):
-        return False
-    shape = word(gradient + SHAPE)
-    expected = record + 8 * word(array + 8 * ITS_SHAPE)
-    for axis in range(axes):  # noqa: SIM110, what Numba compiles well
-        if word(shape + 8 * axis) != word(expected + 8 * axis):
-            return False
-    return True
+        code.give(False)
+    shape, expected = gradient[SHAPE], record + 8 * array[8 * ITS_SHAPE]
+    with code.each(axes) as axis, code.when(shape[8 * axis] != expected[8 * axis]):
+        code.give(False)
+    code.give(True)
 
 
-@numba.njit(error_model="numpy")
-def bounds_of(array, itemsize):
-    """An array's first byte and one past the last: equal if it is empty."""
-    first = word(array + DATA)
-    last = first + itemsize
-    shape = word(array + SHAPE)
-    strides = word(array + STRIDES)
-    for axis in range(half(array + AXES)):
-        length = word(shape + 8 * axis)
-        if length == 0:
-            return first, first
-        extent = word(strides + 8 * axis) * (length - 1)
-        first += min(extent, 0)
-        last += max(extent, 0)
-    return first, last
-
-
-@numba.njit(error_model="numpy")
-def in_a_region(record, array, itemsize):
+@function
+def in_a_region(code, record, array, itemsize):
     """Whether an array's memory may be within a region: regions are sorted and do not overlap."""
-    first, last = bounds_of(array, itemsize)
-    if first == last:
-        return False
-    count = word(record + 8 * REGION_COUNT)
-    starts = word(record + 8 * REGIONS)
+    first, last = code.variable(array[DATA]), code.variable(array[DATA] + itemsize)
+    shape, strides = array[SHAPE], array[STRIDES]
+    with code.each(array.half(AXES)) as axis:
+        length = shape[8 * axis]
+        with code.when(length == 0):
+            code.give(False)
+        extent = strides[8 * axis] * (length - 1)
+        first.value += code.smaller(extent, 0)
+        last.value += code.larger(extent, 0)
+    count, starts = record[8 * REGION_COUNT], record[8 * REGIONS]
     # The last region that begins before the array's end is the only one that may reach into it.
-    low = 0
-    high = count
-    while low < high:
-        middle = (low + high) >> 1
-        if word(starts + 8 * middle) < last:
-            low = middle + 1
-        else:
-            high = middle
-    return low > 0 and word(starts + 8 * (count + low - 1)) > first
+    low, high = code.variable(0), code.variable(count)
+    with code.repeat(lambda: low.value < high.value):
+        middle = (low.value + high.value) >> 1
+        before = starts[8 * middle] < last.value
+        low.value = code.choice(before, middle + 1, low.value)
+        high.value = code.choice(before, high.value, middle)
+    with code.when(low.value == 0):
+        code.give(False)
+    code.give(starts[8 * (count + low.value - 1)] > first.value)
 
 
-def look(record, owners, given):
+@function
+def look(code, record, owners, given):
     """Compare a group's parameters, gradients and arrays with a record of what they were.
 
     References to the gradients, or None, are put into a list as they are found, so that they live
@@ -172,126 +164,114 @@ def look(record, owners, given):
         `CHANGED` if anything else differs; `MAY_OVERLAP` if such a gradient may share memory with
         the regions that the step writes.
     """
-    count = word(record + 8 * OWNERS)
-    if word(owners + LENGTH) != count:
-        return CHANGED
-    given_items = 0
-    if given != 0:
-        if word(given + LENGTH) != count:
-            return CHANGED
-        given_items = word(given + ITEMS)
+    count = record[8 * OWNERS]
+    with code.when(owners[LENGTH] != count):
+        code.give(CHANGED)
+    given_items = code.variable(0)
+    with code.when(given != 0):
+        with code.when(given[LENGTH] != count):
+            code.give(CHANGED)
+        given_items.value = given[ITEMS]
     first_array = record + 8 * (HEAD_SIZE + OWNER_SIZE * count)
-    array = first_array
-    last_array = first_array + 8 * ARRAY_SIZE * (word(record + 8 * ARRAYS) - 1)
-    while array <= last_array:
+    last_array = first_array + 8 * ARRAY_SIZE * (record[8 * ARRAYS] - 1)
+    with code.each(last_array + 1, start=first_array, step=8 * ARRAY_SIZE) as array:
         # The step before may have put all of this out of the cache, and objects lie anywhere.
-        coming = word(min(array + 2 * AHEAD, last_array) + 8 * ARRAY)
-        prefetch(coming)
-        prefetch(coming + FLAGS)
-        prefetch(word(word(min(array + AHEAD, last_array) + 8 * ARRAY) + SHAPE))
-        if not same_array(record, array):
-            return CHANGED
-        array += 8 * ARRAY_SIZE
-    slot = word(record + 8 * SLOT)
-    other_slot = word(record + 8 * OTHER_SLOT)
-    grad_slot = word(record + 8 * GRAD_SLOT)
-    owner_items = word(owners + ITEMS)
-    nothing = word(record + 8 * NOTHING)
-    held_items = word(word(record + 8 * HELD) + ITEMS)
-    part = record + 8 * HEAD_SIZE
-    moved = 0
-    for i in range(count):
+        coming = code.smaller(array + 2 * AHEAD, last_array)[8 * ARRAY]
+        code.prefetch(coming)
+        code.prefetch(coming + FLAGS)
+        code.prefetch(code.smaller(array + AHEAD, last_array)[8 * ARRAY][SHAPE])
+        with code.unless(same_array(code, record, array)):
+            code.give(CHANGED)
+    slot, other_slot, grad_slot = (record[8 * at] for at in (SLOT, OTHER_SLOT, GRAD_SLOT))
+    owner_items, nothing = owners[ITEMS], record[8 * NOTHING]
+    held_items = record[8 * HELD][ITEMS]
+    moved = code.variable(0)
+    with code.each(count) as i:
+        part = record + 8 * HEAD_SIZE + 8 * OWNER_SIZE * i
         # The owners on record are alive, whatever the list may hold.
-        ahead = 8 * OWNER_SIZE * min(OWNERS_AHEAD, count - 1 - i)
-        coming = word(word(part + ahead + 8 * OWNER) + grad_slot)
-        if given != 0:
-            coming = word(given_items + 8 * min(i + OWNERS_AHEAD, count - 1))
-        prefetch(coming)
-        prefetch(coming + FLAGS)
-        owner = word(owner_items + 8 * i)
-        if owner != word(part + 8 * OWNER):
-            return CHANGED
-        gradient = word(owner + grad_slot)
-        if given != 0:
-            gradient = word(given_items + 8 * i)
-        if (
-            word(held_items + 8 * i) != nothing
-            or gradient == 0
-            or word(owner + slot) != word(part + 8 * IN_SLOT)
-            or word(owner + other_slot) != word(part + 8 * IN_OTHER_SLOT)
-            or word(gradient + TYPE) != word(part + 8 * GRAD_TYPE)
+        ahead = code.smaller(i + OWNERS_AHEAD, count - 1)
+        coming = code.variable(record[8 * (HEAD_SIZE + OWNER) + 8 * OWNER_SIZE * ahead][grad_slot])
+        with code.when(given != 0):
+            coming.value = given_items.value[8 * ahead]
+        code.prefetch(coming.value)
+        code.prefetch(coming.value + FLAGS)
+        owner = owner_items[8 * i]
+        with code.when(owner != part[8 * OWNER]):
+            code.give(CHANGED)
+        its = code.variable(owner[grad_slot])
+        with code.when(given != 0):
+            its.value = given_items.value[8 * i]
+        gradient = its.value
+        with code.when(
+            (held_items[8 * i] != nothing)
+            | (gradient == 0)
+            | (owner[slot] != part[8 * IN_SLOT])
+            | (owner[other_slot] != part[8 * IN_OTHER_SLOT])
         ):
-            return CHANGED
-        if gradient != nothing:
+            code.give(CHANGED)
+        with code.when(gradient[TYPE] != part[8 * GRAD_TYPE]):
+            code.give(CHANGED)
+        with code.when(gradient != nothing):
             # What the list had, None, has a count too, until Python 3.12 made it last for ever.
-            put(held_items + 8 * i, gradient)
-            put(gradient + REFERENCES, word(gradient + REFERENCES) + 1)
+            held_items[8 * i] = gradient
+            gradient[REFERENCES] = gradient[REFERENCES] + 1
             if COUNTS_NONE:
-                put(nothing + REFERENCES, word(nothing + REFERENCES) - 1)
-        like = word(part + 8 * GRAD_LIKE)
-        if like < 0:
-            moved += 1
-        elif like > 0:
-            if not same_gradient(record, part, gradient, first_array + 8 * ARRAY_SIZE * (like - 1)):
-                return CHANGED
-            data = word(gradient + DATA)
-            cell = word(part + 8 * CELL)
+                nothing[REFERENCES] = nothing[REFERENCES] - 1
+        like = part[8 * GRAD_LIKE]
+        with code.when(like < 0):
+            moved.value += 1
+        with code.when(like > 0):
+            array = first_array + 8 * ARRAY_SIZE * (like - 1)
+            with code.unless(same_gradient(code, record, part, gradient, array)):
+                code.give(CHANGED)
+            data, cell = gradient[DATA], part[8 * CELL]
             # One that does not lie flat may have other strides at the same place.
-            if data != word(part + 8 * GRAD_DATA) or cell == 0:
-                if in_a_region(record, gradient, word(part + 8 * GRAD_ITEMSIZE)):
-                    return MAY_OVERLAP
-                put(part + 8 * GRAD_DATA, data)
-                if cell > 0:
-                    put(cell, data)
-                moved += 1
-        part += 8 * OWNER_SIZE
-    return moved
+            with code.when((data != part[8 * GRAD_DATA]) | (cell == 0)):
+                with code.when(in_a_region(code, record, gradient, part[8 * GRAD_ITEMSIZE])):
+                    code.give(MAY_OVERLAP)
+                part[8 * GRAD_DATA] = data
+                with code.when(cell > 0):
+                    cell[0] = data
+                moved.value += 1
+    code.give(moved.value)
 
 
-def describe(objects, itemsizes, fields, bounds):
-    """Write down what arrays are like.
+def described(arrays: Sequence[np.ndarray], first: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """What arrays are like.
 
     Args:
-        objects, itemsizes: the addresses of the array objects, and the bytes of their elements.
-        fields: for each array the numbers at `ARRAY` to `ITS_FLAGS`; filled.
-        bounds: for each array its first byte and one past the last; filled. Equal if it is empty.
+        arrays: of NumPy.
+        first: where in the record their shapes and strides begin.
+
+    Returns:
+        For each array the numbers at `ARRAY` to `ITS_SHAPE`; shapes and strides one after another; and
+        for each array its first byte and one past the last, equal if it is empty.
     """
-    for i in range(len(objects)):
-        array = objects[i]
-        fields[i, ARRAY] = array
-        fields[i, ITS_DATA] = word(array + DATA)
-        fields[i, ITS_DTYPE] = word(array + DTYPE)
-        fields[i, ITS_AXES] = half(array + AXES)
-        fields[i, ITS_FLAGS] = half(array + FLAGS) & FLAG_BITS
-        bounds[i, 0], bounds[i, 1] = bounds_of(array, itemsizes[i])
-    return len(objects)
-
-
-def shapes(objects, found, places, first):
-    """Write down shapes and strides one after another, and where each begins, from `first` on."""
-    place = 0
-    for i in range(len(objects)):
-        places[i] = first + place
-        axes = half(objects[i] + AXES)
-        shape = word(objects[i] + SHAPE)
-        strides = word(objects[i] + STRIDES)
-        for axis in range(axes):
-            found[place + axis] = word(shape + 8 * axis)
-            found[place + axes + axis] = word(strides + 8 * axis)
-        place += 2 * axes
-    return place
+    size = len(arrays)
+    dtypes, flags, shapes, strides = (list(map(get, arrays)) for get in GETTERS)
+    axes = np.fromiter(map(len, shapes), np.int64, size)
+    fields = np.empty((size, ARRAY_SIZE), np.int64)
+    fields[:, ARRAY] = ids(arrays)
+    fields[:, ITS_DATA] = pointers.addresses(arrays)
+    fields[:, ITS_DTYPE] = ids(dtypes)
+    fields[:, ITS_AXES] = axes
+    fields[:, ITS_FLAGS] = np.fromiter(map(FLAG_NUMBER, flags), np.int64, size) & FLAG_BITS
+    fields[:, ITS_SHAPE] = first + 2 * (np.cumsum(axes) - axes)
+    extents = list(chain.from_iterable(chain.from_iterable(zip(shapes, strides))))
+    bounds = np.repeat(fields[:, [ITS_DATA]], 2, axis=1)
+    itemsizes = np.fromiter(map(ITEMSIZE, dtypes), np.int64, size)
+    bounds[:, 1] += itemsizes * np.fromiter(map(math.prod, shapes), np.int64, size)
+    for i in np.flatnonzero(fields[:, ITS_FLAGS] & CONTIGUOUS == 0):  # empty ones are contiguous
+        reached = [step * (length - 1) for length, step in zip(shapes[i], strides[i])]
+        bounds[i, 0] += sum(far for far in reached if far < 0)
+        bounds[i, 1] = fields[i, ITS_DATA] + sum(far for far in reached if far > 0) + itemsizes[i]
+    return fields, extents, bounds
 
 
 @once
-def _compiled(function: Any, *arguments: Any) -> Any:
+def _compiled() -> Any:
     probe()
-    template = specialised(function, function.__name__, {})
-    what = f"{function.__name__} of every step"
-    return compile_function(template, types.int64(*arguments), nogil=False, what=what)
-
-
-_NUMBER = types.int64
-_VECTOR, _MATRIX = types.Array(_NUMBER, 1, "C"), types.Array(_NUMBER, 2, "C")
+    return compile_words(look, "look of every step")
 
 
 def probe() -> None:
@@ -366,17 +346,8 @@ class Watch:
         arrays: Sequence[np.ndarray],
     ):
         count, size = len(owners), len(arrays)
-        objects = ids(arrays)
-        itemsizes = np.fromiter((array.itemsize for array in arrays), np.int64, size)
-        fields, self.bounds = np.empty((size, ARRAY_SIZE), np.int64), np.empty((size, 2), np.int64)
-        describe_all = _compiled(describe, _VECTOR, _VECTOR, _MATRIX, _MATRIX)
-        describe_all(objects, itemsizes, fields, self.bounds)
-        extents = np.empty(2 * sum(array.ndim for array in arrays), np.int64)
-        places = np.empty(size, np.int64)
         start = HEAD_SIZE + OWNER_SIZE * count + ARRAY_SIZE * size
-        _compiled(shapes, _VECTOR, _VECTOR, _VECTOR, _NUMBER)(objects, extents, places, start)
-        fields[:, ITS_SHAPE] = places
-
+        fields, extents, self.bounds = described(arrays, start)
         parts = np.zeros((count, OWNER_SIZE), np.int64)
         parts[:, OWNER] = ids(owners)
         parts[:, IN_SLOT], parts[:, IN_OTHER_SLOT] = map(ids, contents)
@@ -392,10 +363,10 @@ class Watch:
         self.held: list[Any] = [None] * count
         self.release = partial(operator.setitem, self.held, slice(None), [None] * count)
         head = np.array([count, size, *slots, id(self.held), id(None), 0, 0], np.int64)
-        self._record = np.concatenate([head, parts.ravel(), fields.ravel(), extents])
+        shapes = np.array(extents, np.int64)
+        self._record = np.concatenate([head, parts.ravel(), fields.ravel(), shapes])
         self._parts = self._record[HEAD_SIZE:][: OWNER_SIZE * count].reshape(count, OWNER_SIZE)
-        look_at = _compiled(look, _NUMBER, _NUMBER, _NUMBER)
-        self.compare = partial(look_at, self._record.ctypes.data)
+        self.compare = partial(_compiled(), self._record.ctypes.data)
         # The record knows objects by their addresses, which therefore must stay theirs.
         kinds = {type(gradient) for gradient in gradients}
         dtypes = {id(g.dtype): g.dtype for g, like in zip(gradients, likes) if like >= 0}

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+from collections.abc import Sequence
 
 import numpy as np
-from numba.core import types
-
-from . import ids
-from .compiling import once
-from .memory import word
-from .specialise import compile_function, specialised
 
 DATA = object.__basicsize__
 """Where an ndarray object has its data pointer: it is the first field after the object's header."""
+
+_field = ctypes.c_int64.from_address
 
 
 def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The address of each array's first element, int64; on a GPU too, given the arrays' views.
 
-    NumPy's own ways to ask for it take 1 us an array, this one 0.05 us.
+    NumPy's own ways to ask for it take 1.5 us an array, this one 0.3 us.
     """
-    places = ids(arrays)
-    _compiled_data_pointers()(places)
-    return places
+    places = (_field(id(array) + DATA).value for array in arrays)
+    return np.fromiter(places, np.int64, len(arrays))
 
 
-def data_pointers(places):
-    """Put where they have their data in the place of the `id`s of arrays."""
-    for i in range(len(places)):
-        places[i] = word(places[i] + DATA)
-
-
-@once
-def _compiled_data_pointers() -> Callable:
-    signature = types.void(types.Array(types.int64, 1, "C"))
-    compiled = compile_function(specialised(data_pointers, "data_pointers", {}), signature)
-    probe = np.zeros(1)
-    places = np.array([id(probe)])
-    compiled(places)
-    if places[0] != probe.ctypes.data:
+def _probe() -> None:
+    array = np.zeros(1)
+    if addresses([array])[0] != array.ctypes.data:
         raise RuntimeError(
             f"NumPy {np.__version__} keeps an array's data pointer where genesis does not look "
             "for it: please report this, with your versions of Python and NumPy"
         )
-    return compiled
+
+
+_probe()

@@ -310,14 +310,9 @@ class RowTable(AddressTable):
             strides.append(1 << 32)
             copied.append(False)
         size = math.prod(values.shape[1:])
-        addresses = np.empty((len(indices), len(origins)), np.int64)
-        chunks = np.empty((len(indices), 3), np.int64)
-        rows = np.empty(len(indices), np.int64)
-        places = np.empty((2, len(indices)), np.int64)
         pattern = np.array([origins, strides, copied])
-        largest = gradient.largest
-        count = find_rows(indices, largest, pattern, size, addresses, chunks, rows, places)
-        chunks = chunks[:count]
+        addresses, chunks, rows, places = find_rows(indices, gradient.largest, pattern, size)
+        count = len(rows)
         if not 0 < size <= target.CHUNK:
             chunks = cut(np.full(count, size), target.CHUNK)
         storages = tuple(buffers.layout(array).dtype for array in columns)
@@ -334,12 +329,12 @@ class RowTable(AddressTable):
             self._before.append(_summing(values, sums, places, target))
             storages = number, *storages[1:]
             (first,) = pointers.addresses([sums])
-            addresses[:count, 0][summed] = first + np.arange(len(sums)) * sums.strides[0]
+            addresses[summed, 0] = first + np.arange(len(sums)) * sums.strides[0]
             columns.append(sums)
-        super().__init__(addresses[:count], chunks, storages, count * size)
+        super().__init__(addresses, chunks, storages, count * size)
         self._columns = columns  # addresses alone keep no memory alive
         self._copies = [
-            (original, rows[:count], copy[:count])
+            (original, rows, copy[:count])
             for original, copy, is_copy in zip(tensors, columns[1:], copied[1 : len(tensors) + 1])
             if is_copy
         ]

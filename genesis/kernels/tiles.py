@@ -21,12 +21,13 @@ from typing import Any, ClassVar
 import numba
 import numpy as np
 from numba.core import types
+from numba.extending import intrinsic
 
 from .. import buffers
 from ..commit import assign, commit
 from . import pointers, storage
-from .cpu.working import INNER, Bound, keep_number, no_chunk, work
-from .specialise import compile_function, specialised
+from .cpu.working import INNER, Bound, compiled_worker
+from .specialise import specialised
 
 TILE = 65536
 """About how many elements a tile has."""
@@ -166,9 +167,10 @@ def measure_row(gradient, factors, start, count, of_row, most, scale, limit):
     return total
 
 
-def itself(address):
+@intrinsic
+def itself(typing_context, address):
     """Where a tensor's row of the table is, is all that a pass is given."""
-    return address
+    return address(address), lambda context, builder, signature, arguments: arguments[0]
 
 
 def updating(kind: type[Passes], updates: Sequence[Any]) -> list[partial]:
@@ -402,10 +404,7 @@ def compiled(
 
     add(*SHARED, *moving)
     add(measure_row, *summing, fastmath={"reassoc", "contract"})
-    add(*passes, itself, no_chunk, keep_number)
-    names["process"], names["row_of"] = names[passes[-1].__name__], names["itself"]
-    names["scalars_of"] = storage.scalars(1, types.float64)
-    names["announce_chunk"], names["keep"] = names["no_chunk"], names["keep_number"]
-    signature = types.int64(types.int64, types.boolean)
+    add(*passes)
     title = f"{what} for {', '.join(dict.fromkeys(storages))}"
-    return compile_function(specialised(work, name, names), signature, what=title)
+    scalars_of = storage.scalars(1, types.float64)
+    return compiled_worker(name, title, names[passes[-1].__name__], itself, scalars_of)

@@ -18,8 +18,8 @@ from numba.core import types
 from ..commit import commit
 from . import cpu, pointers, storage
 from .compiling import once
-from .cpu.working import INNER, Bound, keep_number, no_chunk, work
-from .specialise import compile_function, specialised
+from .cpu.working import INNER, Bound, compiled_worker
+from .specialise import specialised
 from .table import cut
 
 ADD, MULTIPLY, BOTH = range(3)
@@ -127,11 +127,7 @@ def _compiled(name: str) -> Callable:
 
     add(sum_of, added)
     add(multiplied, added_and_multiplied, fastmath={"reassoc", "contract"})
-    add(one_piece, no_chunk, keep_number)
-    names["process"], names["announce_chunk"] = names["one_piece"], names["no_chunk"]
-    names["keep"] = names["keep_number"]
-    names["row_of"] = storage.row(3)
-    names["scalars_of"] = storage.scalars(1, number)
-    signature = types.int64(types.int64, types.boolean)
-    function = specialised(work, f"vectors_{name}", names)
-    return compile_function(function, signature, what=f"L-BFGS' sums of {name}")
+    add(one_piece)
+    what = f"L-BFGS' sums of {name}"
+    scalars_of = storage.scalars(1, number)
+    return compiled_worker(f"vectors_{name}", what, names["one_piece"], storage.row(3), scalars_of)

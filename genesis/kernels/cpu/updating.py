@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
+from numba.extending import intrinsic
 
 from .. import lanes, reductions, storage
 from ..averaging import averaged
@@ -28,9 +29,16 @@ _SHORT = 512
 of the processor's lanes sees a few of them, and none of these lanes is lost to wider numbers."""
 
 
-def scalars_alone(tensors, hyper):
+@intrinsic
+def scalars_alone(typing_context, tensors, hyper):
     """What a rule takes besides elements: its scalars, which come behind the factor on gradients."""
-    return hyper[1:]
+    rest = types.Tuple((hyper.dtype,) * (hyper.count - 1))
+
+    def generate(context, builder, signature, arguments):
+        values = [builder.extract_value(arguments[1], k) for k in range(1, hyper.count)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return rest(tensors, hyper), generate
 
 
 def numbers_and_scalars(tensors, hyper):
@@ -105,8 +113,14 @@ def update_at_random_and_measure(tensors, start, stop, hyper, moment):
 _MEASURING = {update: update_and_measure, update_at_random: update_at_random_and_measure}
 
 
-def no_wiping(tensors, i):
+@intrinsic
+def no_wiping(typing_context, tensors, i):
     """For gradients that stay as they are."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(tensors, i), generate
 
 
 def wiping(tensors, i):
@@ -202,7 +216,7 @@ def compiled(
         "rule": callable_(anew(rule, callable_)),
         "read": storage.reader(seen, number),
         "write": write,
-        "wipe": _wiping(storages[0], arithmetic) if zeroes else callable_(no_wiping),
+        "wipe": _wiping(storages[0], arithmetic) if zeroes else no_wiping,
         "given": given_for(numbers, number, len(seen)),
     }
     if process is reduce:
@@ -245,6 +259,6 @@ def _wiping(storage_type: str, arithmetic: str) -> Callable:
 def given_for(numbers: int, number: Any, columns: int) -> Callable:
     """What a rule takes besides elements, with so many numbers of its tensor behind the columns."""
     if not numbers:
-        return callable_(scalars_alone)
+        return scalars_alone
     own = {"numbers_of": storage.scalars(numbers, number), "COUNT": columns}
     return callable_(specialised(numbers_and_scalars, f"{numbers}_numbers_after_{columns}", own))

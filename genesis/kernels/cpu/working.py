@@ -1,6 +1,7 @@
 """Kernels that let threads share out the chunks of a table, and what launches them.
 
-What is done with a chunk is a function of its own (`process`), compiled into the kernel.
+What is done with a chunk is a function of its own (`process`), compiled into the kernel by Numba. All
+around it is written in words, see `words`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numba.extending import intrinsic
 
 from .. import storage, threads
 from ..floating import floating_mode, set_floating_mode
-from ..memory import counted, fetch_add, prefetch, put, put_float, word
+from ..memory import put_float
 from ..specialise import compile_function, specialised
+from ..words import I32, I64, Code, Condition, Word, calling
 
 if TYPE_CHECKING:
     from ..table import Table
@@ -28,25 +30,8 @@ if TYPE_CHECKING:
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 
-@intrinsic
-def _yield(typing_context):
-    """Let another thread have this core, if one waits for it."""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, _YIELD), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-# These names stand in the code below for functions that `kernel` puts in their place, once per rule and
-# storage types (see `specialise`).
-row_of = scalars_of = process = announce_chunk = sizes = keep = write_numbers = None
-TOTALS = None
-
 _AHEAD = 4
-_AT_ONCE, _SHARES = 8, 16
+_AT_ONCE, _SHARES = 8, 4  # at most so many chunks, and of those left at most one in 2 ** 4
 _PATIENCE = 1000
 
 # A kernel gets the address of a record of numbers and nothing else, since a call from Python takes
@@ -77,97 +62,147 @@ _PATIENCE = 1000
 Record = ctypes.c_int64 * RECORD_SIZE  # its address is found in a tenth of the time of an array's
 
 
-@numba.njit
-def row_address(record, row):
+def _counted(code, counter):
+    """What a counter is now, and with it all that other threads did before they counted."""
+    return Word(code, code.builder.load_atomic(counter.pointer(I64), "acquire", 8))
+
+
+def _count(code, counter, amount):
+    """Add to a counter that other threads add to as well; returns what it was."""
+    amount = code.word(amount).ir
+    return Word(code, code.builder.atomic_rmw("add", counter.pointer(I64), amount, "acq_rel"))
+
+
+def _yield(code):
+    """Let another thread have this core, if one waits for it."""
+    kind = ir.FunctionType(I32, [])
+    code.builder.call(cgutils.get_or_insert_function(code.builder.module, kind, _YIELD), [])
+
+
+def _row_address(record, row):
     """Where a row of the table is: it may be longer than what a kernel reads of it."""
-    return word(record + 8 * ADDRESSES) + row * word(record + 8 * ROW_SIZE)
+    return record[8 * ADDRESSES] + row * record[8 * ROW_SIZE]
 
 
-def work(record, helping):
-    """Process all chunks that this thread can claim, and then wait for those of other threads.
-
-    Only while the calling thread is in here do helpers find chunks: they never write when it has
-    left, and it cannot be made to leave before all chunks are done.
-
-    Returns the number of chunks that this thread has done.
-    """
-    chunks = word(record + 8 * CHUNKS)
-    count = word(record + 8 * CHUNK_COUNT)
-    results = word(record + 8 * RESULTS)
-    claims = word(record + 8 * CLAIMS)
-    own_mode = 0
-    if helping:
-        patience = _PATIENCE
-        while counted(claims + 16) == 0:  # the caller is about to begin, or was interrupted
-            patience -= 1
-            if patience == 0:
-                return 0
-            _yield()
-        own_mode = floating_mode()
-        set_floating_mode(word(record + 8 * MODE))
-    elif claims != 0:
-        put(record + 8 * MODE, floating_mode())
-        fetch_add(claims + 16, 1)
-    hyper = scalars_of(word(record + 8 * SCALARS))
-    moment = word(word(record + 8 * MOMENT))
-    done = 0
-    first = 0
-    last = count
-    while True:
-        if claims != 0:
-            # Several at once while many are left, since the counter's way from core to core takes as
-            # long as a small chunk does; one by one in the end, so that all end together.
-            amount = max(1, min(_AT_ONCE, (count - counted(claims)) // _SHARES))
-            first = fetch_add(claims, amount)
-            last = min(first + amount, count)
-        for chunk in range(first, last):
-            place = chunks + 24 * chunk
-            announce_chunk(record, chunk + _AHEAD)
-            tensors = row_of(row_address(record, word(place)))
-            result = process(tensors, word(place + 8), word(place + 16), hyper, moment)
-            if results != 0:
-                keep(results, chunk, result)
-            done += 1
-        if claims == 0 or first >= count:
-            break
-    if claims != 0:
-        fetch_add(claims + 8, done)
-        while not helping and counted(claims + 8) < count:
-            _yield()
-    if helping:
-        set_floating_mode(own_mode)
-    return done
-
-
-def keep_number(results, chunk, result):
-    """Keep what a chunk came to."""
-    put_float(results + 8 * chunk, result)
-
-
-def keep_totals(results, chunk, result):
-    """Keep the sums of a chunk."""
-    write_numbers(results + 8 * TOTALS * chunk, result)
-
-
-def no_chunk(record, chunk):
-    """For tables in which what comes next in a chunk comes next in memory."""
-
-
-def coming_chunk(record, chunk):
+def _fetch(code, record, chunk, sizes):
     """Fetch into the cache the beginning of a chunk whose turn is soon.
 
     Where each chunk is a short row somewhere in a large tensor, waiting for memory is most of the
     work, and the processor does not look far enough ahead.
     """
-    if chunk < word(record + 8 * CHUNK_COUNT):
-        place = word(record + 8 * CHUNKS) + 24 * chunk
-        tensors = row_of(row_address(record, word(place)))
-        start = word(place + 8)
-        length = min(word(place + 16) - start, 128)
-        for column in range(len(sizes)):
-            first = tensors[column] + start * sizes[column]
-            for address in range(first, first + length * sizes[column], 64):
-                prefetch(address)
+    with code.when(chunk < record[8 * CHUNK_COUNT]):
+        place = record[8 * CHUNKS] + 24 * chunk
+        row, start = _row_address(record, place[0]), place[8]
+        length = code.smaller(place[16] - start, 128)
+        for column, size in enumerate(sizes):
+            first = row[8 * column] + start * size
+            with code.each(first + length * size, start=first, step=64) as address:
+                code.prefetch(address)
+
+
+def worker(
+    process: Callable,
+    row_of: Callable,
+    scalars_of: Callable,
+    totals: int = 0,
+    sizes: tuple[int, ...] = (),
+) -> Callable:
+    """A function `(record, helping)` -> how many chunks this thread has done, for templates to call.
+
+    It processes all chunks that this thread can claim, and then waits for those of other threads. Only
+    while the calling thread is in there do helpers find chunks: they never write when it has left, and
+    it cannot be made to leave before all chunks are done.
+
+    Args:
+        process: what is done with a chunk, `(tensors, start, stop, scalars, moment)` -> what it came to.
+        row_of: from the address of a row of the table to the tensors.
+        scalars_of: from the address of the scalars to these.
+        totals: how many sums a chunk comes to. Default: 0, it comes to one number.
+        sizes: bytes of an element of each column, where chunks are short and far from each other.
+            Default: none, what comes next in a chunk comes next in memory.
+    """
+    keep = storage.numbers_writer(totals, types.float64) if totals else put_float
+
+    @intrinsic
+    def work(typing_context, record, helping):
+        number = types.int64
+        rows, tensors_of = calling(typing_context, row_of, number)
+        scalars, read_scalars = calling(typing_context, scalars_of, number)
+        found, call = calling(typing_context, process, rows, number, number, scalars, number)
+        _, store = calling(typing_context, keep, number, found)
+        mode, own_mode_of = calling(typing_context, floating_mode)
+        _, set_mode = calling(typing_context, set_floating_mode, mode)
+
+        def generate(context, builder, signature, arguments):
+            code = Code(builder)
+            record, helping = Word(code, arguments[0]), Condition(code, arguments[1])
+            chunks, count = record[8 * CHUNKS], record[8 * CHUNK_COUNT]
+            results, claims = record[8 * RESULTS], record[8 * CLAIMS]
+            done, own_mode, ready = code.variable(0), code.variable(0), code.variable(1)
+            with code.when(helping):
+                # The caller is about to begin, or was interrupted.
+                patience = code.variable(_PATIENCE)
+                with code.repeat(lambda: (_counted(code, claims + 16) == 0) & (patience.value > 0)):
+                    patience.value -= 1
+                    _yield(code)
+                ready.value = patience.value > 0
+                with code.when(patience.value > 0):
+                    own_mode.value = Word(code, own_mode_of(context, builder))
+                    set_mode(context, builder, record[8 * MODE].ir)
+            with code.unless(code.word(helping)), code.when(claims):
+                record[8 * MODE] = Word(code, own_mode_of(context, builder))
+                _count(code, claims + 16, 1)
+            with code.when(ready.value):
+                hyper = read_scalars(context, builder, record[8 * SCALARS].ir)
+                moment = record[8 * MOMENT][0]
+                first, last = code.variable(0), code.variable(count)
+                more = code.variable(1)
+                with code.repeat(lambda: more.value != 0):
+                    with code.when(claims):
+                        # Several at once while many are left, since the counter's way from core to core
+                        # takes as long as a small chunk does; one by one in the end, so that all end
+                        # together.
+                        share = (count - _counted(code, claims)) >> _SHARES
+                        amount = code.larger(code.smaller(share, _AT_ONCE), 1)
+                        first.value = _count(code, claims, amount)
+                        last.value = code.smaller(first.value + amount, count)
+                    with code.each(last.value, start=first.value) as chunk:
+                        place = chunks + 24 * chunk
+                        if sizes:
+                            _fetch(code, record, chunk + _AHEAD, sizes)
+                        tensors = tensors_of(context, builder, _row_address(record, place[0]).ir)
+                        extent = place[8].ir, place[16].ir
+                        result = call(context, builder, tensors, *extent, hyper, moment.ir)
+                        with code.when(results):
+                            at = results + 8 * max(1, totals) * chunk
+                            store(context, builder, at.ir, result)
+                        done.value += 1
+                    more.value = (claims != 0) & (first.value < count)
+                with code.when(claims):
+                    _count(code, claims + 8, done.value)
+                    awaited = code.choice(helping, 0, count)
+                    with code.repeat(lambda: _counted(code, claims + 8) < awaited):
+                        _yield(code)
+                with code.when(helping):
+                    set_mode(context, builder, own_mode.value.ir)
+            return done.value.ir
+
+        return number(number, types.boolean), generate
+
+    return work
+
+
+work: Any = None  # stands in the code below for what `worker` makes
+
+
+def _worked(record, helping):
+    return work(record, helping)
+
+
+def compiled_worker(name: str, what: str, process: Callable, *others: Any) -> Callable:
+    """A kernel that lets threads share out chunks, see `worker`; `what` it is, for people."""
+    function = specialised(_worked, name, {"work": worker(process, *others)})
+    return compile_function(function, types.int64(types.int64, types.boolean), what=what)
 
 
 class Bound:
@@ -249,20 +284,8 @@ def kernel(
     totals: int = 0,
 ) -> Callable:
     """A kernel that lets threads `process` chunks, with what stands for `names` in that."""
-    keep = keep_number
-    if totals:
-        stored = {"write_numbers": storage.numbers_writer(totals, types.float64), "TOTALS": totals}
-        keep = specialised(keep_totals, f"keep_{totals}_totals", stored)
-    names = {
-        "process": callable_(specialised(process, f"{process.__name__}_{name}", names)),
-        "row_of": storage.row(columns),
-        "scalars_of": storage.scalars(scalars, number),
-        "keep": callable_(keep),
-        "sizes": tuple(storage.BYTES[name] for name in storages),
-    }
-    coming = coming_chunk if scattered else no_chunk
-    name = f"{coming.__name__}_{name}"
-    names["announce_chunk"] = callable_(specialised(coming, name, names))
-    function = specialised(work, f"{process.__name__}_{name}", names)
-    signature = types.int64(types.int64, types.boolean)
-    return compile_function(function, signature, what=what)
+    process_name = f"{process.__name__}_{name}"
+    sizes = tuple(storage.BYTES[name] for name in storages) if scattered else ()
+    row_of, scalars_of = storage.row(columns), storage.scalars(scalars, number)
+    process = callable_(specialised(process, process_name, names))
+    return compiled_worker(process_name, what, process, row_of, scalars_of, totals, sizes)
