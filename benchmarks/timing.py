@@ -20,6 +20,7 @@ def alternate(
     before: Mapping[str, Call] | None = None,
     least: int = 5,
     most: int = 1000,
+    settling: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every timed call, by contender.
 
@@ -33,6 +34,7 @@ def alternate(
         before: for some contenders a function that is called, untimed, before each of its calls.
         least: rounds that are run even if that takes longer.
         most: rounds after which it ends even if there is time left.
+        settling: as for `turn`.
     """
     before = before or {}
     found: dict[str, list[float]] = {name: [] for name in contenders}
@@ -42,12 +44,12 @@ def alternate(
     gc.disable()
     try:
         for name in names:
-            turn(contenders[name], before.get(name))
+            turn(contenders[name], before.get(name), settling)
         end = time.perf_counter() + seconds
         rounds = 0
         while rounds < least or (rounds < most and time.perf_counter() < end):
             for name in names:
-                found[name] += turn(contenders[name], before.get(name))
+                found[name] += turn(contenders[name], before.get(name), settling)
             names.append(names.pop(0))
             if rounds % 2:
                 names.reverse()
