@@ -23,6 +23,7 @@ from typing import Any
 import bars
 import pages
 import pictures
+import starts
 from contest import PRANGE, ROOFLINES, Result, measure
 from words import DRIFT, amount, cell, peers_table, table
 from workloads import WORKLOADS
@@ -243,6 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="CONTENDER",
         help="leave one out, as 'optax'",
     )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=starts.PATIENCE,
+        metavar="SECONDS",
+        help="how long torch may compile a step (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="only name the workloads")
     parser.add_argument("--name", help="name of the results' files (default: the machine)")
     parser.add_argument(
@@ -259,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine()
     share = given.seconds * (QUICK_SHARE if given.quick else 1.0)
     left_out = [*given.without, *(QUICK_LEAVES_OUT if given.quick else ())]
+    starts.PATIENCE = given.patience
     results = run(names, share, left_out)
     words = [shlex.quote(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     name = given.name or machine_name(about)

@@ -30,8 +30,8 @@ from genesis import trials
 
 HERE = Path(__file__).parent
 
-PATIENCE = 360.0
-"""Seconds after which a step that is still being compiled is given up."""
+PATIENCE = 600.0
+"""Seconds after which a step that is still being compiled is given up (`report.py --patience`)."""
 
 COMPILED = "torch compiled"
 COMPILED_COLD, COMPILED_KEPT = "torch compiled, cold", "torch compiled, from its cache"
