@@ -56,6 +56,20 @@ def test_contenders_take_turns_and_first_calls_do_not_count(suite, monkeypatch):
     assert turns[3:6] != turns[6:9]  # nobody always follows the same one
 
 
+def test_contenders_that_measure_themselves_change_places(suite):
+    calls = []
+
+    def contender(name):
+        return lambda: float(len(calls)) if calls.append(name) is None else 0.0
+
+    found = suite.timing.alternate_measured({n: contender(n) for n in "abc"}, 0, least=3, most=3)
+    assert {name: len(figures) for name, figures in found.items()} == {"a": 3, "b": 3, "c": 3}
+    assert found["a"][0] == 1.0
+    rounds = ["".join(calls[i : i + 3]) for i in (0, 3, 6)]
+    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
+    assert len({*rounds}) == 3
+
+
 def test_a_summary_is_the_median_and_half_the_interquartile_range(suite):
     summary = suite.timing.Summary([1.0, 2.0, 3.0, 4.0, 100.0])
     assert summary == {"median": 3.0, "spread": 1.0, "least": 1.0, "calls": 5}
