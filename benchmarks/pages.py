@@ -6,11 +6,10 @@ the workloads that they have. Sections of the page of which nothing was measured
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import loops
 import pictures
@@ -87,14 +86,26 @@ def read(files: Sequence[Path]) -> dict[str, Record]:
 
 
 def _caption(records: Sequence[Record], packages: Sequence[str] = ()) -> str:
-    """Where and when some results were taken."""
-    said = []
+    """Where and when some results were taken, and how busy the machine was."""
+    times: dict[str, list[str]] = {}
     for machine in (record["machine"] for record in records):
         versions = "".join(f", {each} {machine['versions'][each]}" for each in packages)
-        text = f"{machine['processor']}, {machine['threads']} threads{versions}, {machine['time']}"
-        if text not in said:
-            said.append(text)
-    return "; ".join(said)
+        where = f"{machine['processor']}, {machine['threads']} threads{versions}"
+        times.setdefault(where, []).append(machine["time"])
+    said = [f"{where}, {' to '.join(sorted({min(t), max(t)}))}" for where, t in times.items()]
+    load = max(record["load"] for record in records)
+    return f"{'; '.join(said)}; load up to {load:.1f} when a workload began"
+
+
+def _reasons(records: Records, titles: Mapping[str, str], names: Callable[[str], bool]) -> str:
+    """Why some contenders are missing in a table."""
+    found = [
+        f"{titles[key]}, {name}: {reason}"
+        for key, record in records.items()
+        for name, reason in record["missing"].items()
+        if names(name)
+    ]
+    return f" Missing: {'; '.join(found)}." if found else ""
 
 
 LEGEND = "medians, half the interquartile range, and how many times genesis' time that is"
@@ -188,17 +199,12 @@ def _compared(
     if not found:
         return []
     rows = [[titles[key], *(words.cell(r, name) for name in names)] for key, r in found.items()]
-    reasons = [
-        f"{titles[key]}, {name}: {reason}"
-        for key, record in found.items()
-        for name, reason in record["missing"].items()
-    ]
     packages = ("numba", "torch", "jax", "optax")
     return [
         *words.table([corner, *(head.get(name, name) for name in names)], rows),
         "",
         f"{_caption(list(found.values()), packages)}: {LEGEND}."
-        + (f" Missing: {'; '.join(reasons)}." if reasons else ""),
+        + _reasons(found, titles, names.__contains__),
     ]
 
 
@@ -228,6 +234,9 @@ SECTIONS: dict[str, Callable[[Records], list[str]]] = {
 }
 
 
+PARTS = (*SECTIONS, "README")
+
+
 # ---- the README ----
 
 
@@ -250,7 +259,7 @@ def headlines(records: Records) -> list[str]:
     shown = {name: records[name] for name in HEADLINES}
     picture = PICTURES / "races.png"
     races = [{**records[f"train/{name}"], "title": title} for name, title in RACES.items()]
-    pictures.chart(races, picture, columns=3, width=15)
+    pictures.chart(races, picture, columns=3, width=17)
     rows = [
         [HEADLINES[name], *(_fastest(record, kind) for kind in KINDS)]
         for name, record in shown.items()
@@ -261,30 +270,37 @@ def headlines(records: Records) -> list[str]:
         *words.table(["work", *KINDS], rows),
         "",
         f"{_caption(list(shown.values()))}: {LEGEND}; of each kind the fastest. Iterations on one "
-        "thread; torch.compile starts with nothing compiled, genesis with what it has kept on disk.",
+        "thread; torch.compile starts with nothing compiled, genesis with what it has kept on disk."
+        + _reasons(shown, HEADLINES, (starts.COMPILED, starts.COMPILED_COLD).__contains__),
     ]
 
 
-def write(records: Records) -> list[str]:
-    """Fill the pages with what there is; returns which parts were filled."""
+def write(records: Records, wanted: Sequence[str] = PARTS) -> list[str]:
+    """Fill those parts that are wanted with what there is; returns which were filled."""
     done = []
     page = PAGE.read_text(encoding="utf-8")
     for name, section in SECTIONS.items():
-        if lines := section(records):
+        if name in wanted and (lines := section(records)):
             page = words.fill(page, name, "\n".join(lines) + "\n")
             done.append(name)
     PAGE.write_text(page, encoding="utf-8")
-    if lines := headlines(records):
+    if "README" in wanted and (lines := headlines(records)):
         readme = README.read_text(encoding="utf-8")
         README.write_text(words.fill(readme, "benchmarks", "\n".join(lines) + "\n"), "utf-8")
-        done.append(README.name)
+        done.append("README")
     return done
 
 
-def main(files: Sequence[str]) -> None:
-    records: dict[str, Any] = read([Path(file) for file in files])
-    print(f"filled: {', '.join(write(records)) or 'nothing'}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, help="what report.py has written")
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, help="fill this one only; may be given again"
+    )
+    given = parser.parse_args(arguments)
+    done = write(read(given.results), given.part or PARTS)
+    print(f"filled: {', '.join(done) or 'nothing'}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
