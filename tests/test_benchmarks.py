@@ -235,6 +235,18 @@ def test_bars_are_judged(suite):
     assert verdicts["AdamW: state, bytes for each parameter"].holds is None
 
 
+def test_of_first_steps_the_slowest_counts(suite):
+    names = {"Adam": 0.4, "Muon": 1.2, "SparseAdam": 1.4}
+    results = {
+        f"start/cold/{name}": result_of(suite, f"start/cold/{name}", {"genesis": [seconds]})
+        for name, seconds in names.items()
+    }
+    verdicts = {v.bar.claim: v for v in suite.bars.judge(results) if v.figure is not None}
+    others, sparse = verdicts.values()
+    assert (others.figure, others.holds) == ((1.2, "Muon, of 2"), False)
+    assert (sparse.figure.value, sparse.holds) == (1.4, True)
+
+
 def test_every_bar_needs_a_workload_that_exists(suite):
     """Bars that nothing could ever measure would be silent."""
     everything = {
