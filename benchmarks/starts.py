@@ -148,7 +148,7 @@ def _beside_compiled(model: str) -> Workload:
                     contest.contenders[name] = _compiling(model)[1].ask
                     continue
                 step = peers.trainer(name, ADAMW, shapes_).step
-                step()  # where state lies tells in every later step: let nobody else's be made first
+                step()  # compiles, and makes the state before that of others, as in all workloads
             except Missing as missing:
                 contest.missing[name] = str(missing)
                 continue
