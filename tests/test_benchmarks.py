@@ -500,6 +500,7 @@ def test_a_step_that_is_not_compiled_in_time_is_not_tried_again(suite, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.torch
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
 def test_the_step_that_torch_compiles_is_that_of_genesis(suite):
     torch = pytest.importorskip("torch")
     sys.path.insert(0, str(BENCHMARKS))
