@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from workloads import (
-    FROM_PACKAGES,
-    FUSED_IN_TORCH,
-    OTHERS_IN_TORCH,
-    TITLES,
-    WORKLOADS,
-    Result,
-)
+from contest import Result
+from shapes import TITLES
+from workloads import FROM_PACKAGES, FUSED_IN_TORCH, OTHERS_IN_TORCH, WORKLOADS
 
 Results = Mapping[str, Result]
 TORCH = ("torch fused", "torch foreach", "torch for-loop")
@@ -119,6 +114,22 @@ def _median(work: str, contender: str = "genesis", scale: float = 1.0, less: str
                 return None
             value -= other
         return Figure(value * scale)
+
+    return figure
+
+
+def _slowest(works: str, without: str) -> Callable[[Results], Figure | None]:
+    """The largest median of genesis in workloads whose names begin so, and which that is."""
+
+    def figure(results: Results) -> Figure | None:
+        found = {
+            name.removeprefix(works): value
+            for name, result in results.items()
+            if name.startswith(works) and (value := result.median("genesis")) is not None
+        }
+        found.pop(without, None)
+        slowest = max(found, key=lambda name: found[name], default=None)
+        return None if slowest is None else Figure(found[slowest], f"{slowest}, of {len(found)}")
 
     return figure
 
@@ -257,6 +268,16 @@ def _bars() -> list[Bar]:
     at_least(16, claim, _ratio("clip/AdamW/mlp", "NumPy"), 1.0)
     claim = "unscale + check + clip + step + zero, ResNet-50: beside torch fused"
     at_least(16, claim, _ratio("scaled/AdamW/resnet50", "torch fused"), 1.75)
+    claim = f"{claim.partition(':')[0]}, with bfloat16 state: beside torch fused"
+    at_least(16, claim, _ratio("scaled/bfloat16/resnet50", "torch fused"), 1.9)
+    claim = "first step of any optimizer but SparseAdam, from a cold cache"
+    others = _slowest("start/cold/", without="SparseAdam")
+    found.append(Bar(16, claim, others, 1.0, False, "s"))
+    claim = "first step of SparseAdam, from a cold cache"
+    found.append(Bar(16, claim, _median("start/cold/SparseAdam"), 1.5, False, "s"))
+    claim = "1000 small tensors, 12 ms of other work after the last step"
+    later = _median("loop/products-12ms/tiny1000", scale=1e6)
+    found.append(Bar(16, claim, later, 400, False, "us"))
     return found
 
 

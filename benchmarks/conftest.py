@@ -15,8 +15,9 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from contest import Result, measure  # noqa: E402
 from replay import replay  # noqa: E402
-from workloads import WORKLOADS, Result, measure  # noqa: E402
+from workloads import WORKLOADS  # noqa: E402
 
 collect_ignore = [path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")]
 

@@ -32,6 +32,8 @@ MAX_NORM = 1.0
 NO_LIMIT = 1e6
 """A norm that is never reached, so that nothing is left to do once it is known."""
 
+ADAMW = Case("AdamW", {})
+
 SCALE = 1024.0
 """A loss scale, for workloads that unscale."""
 

@@ -1,4 +1,4 @@
-"""What must be measured in a process of its own: `python benchmarks/probes.py NAME`, prints JSON.
+"""What must be measured in a process of its own: `python benchmarks/probes.py NAME...`, prints JSON.
 
 A probe starts its clock before it imports anything that counts.
 """
@@ -10,6 +10,8 @@ import os
 import sys
 import time
 from typing import Any
+
+import shapes
 
 
 def _import(name: str) -> dict[str, float]:
@@ -43,16 +45,18 @@ def import_optax() -> dict[str, float]:
     return _import("optax")
 
 
-def genesis_first_step() -> dict[str, float]:
+def genesis_first_step(model: str) -> dict[str, float]:
     """Import genesis, build an AdamW, step. Cold or not is up to NUMBA_CACHE_DIR."""
+    sizes = shapes.FIRST_STEPS[model]()
     start = time.perf_counter()
     import numpy as np
 
     import genesis
 
-    param = genesis.Parameter(np.ones((100, 10), np.float32))
-    param.grad = np.full((100, 10), 0.1, np.float32)
-    optimizer = genesis.optim.AdamW([param])
+    params = [genesis.Parameter(np.ones(size, np.float32)) for size in sizes]
+    for param in params:
+        param.grad = np.full(param.shape, 0.1, np.float32)
+    optimizer = genesis.optim.AdamW(params)
     import numba  # noqa: F401  (what is left of the first step's time is ours)
 
     before = time.perf_counter()
@@ -61,24 +65,39 @@ def genesis_first_step() -> dict[str, float]:
     return {"seconds": end - start, "step": end - before}
 
 
-def torch_first_step() -> dict[str, float]:
+def genesis_cold(optimizer: str) -> dict[str, float]:
+    """The first step of an optimizer. Cold or not is up to NUMBA_CACHE_DIR."""
+    import numba  # noqa: F401
+
+    import genesis
+    from genesis import trials
+
+    start = time.perf_counter()
+    trials.Trial(getattr(genesis.optim, optimizer)).step()
+    return {"step": time.perf_counter() - start}
+
+
+def torch_first_step(model: str) -> dict[str, float]:
     """Import torch, build an AdamW, take its fused step."""
+    sizes = shapes.FIRST_STEPS[model]()
     start = time.perf_counter()
     import torch
 
-    param = torch.ones((100, 10), requires_grad=True)
-    param.grad = torch.full((100, 10), 0.1)
-    torch.optim.AdamW([param], fused=True).step()
+    params = [torch.ones(size, requires_grad=True) for size in sizes]
+    for param in params:
+        param.grad = torch.full(param.shape, 0.1)
+    torch.optim.AdamW(params, fused=True).step()
     return {"seconds": time.perf_counter() - start}
 
 
-def optax_first_step() -> dict[str, float]:
+def optax_first_step(model: str) -> dict[str, float]:
     """Import optax, build an AdamW, compile and run its update."""
+    sizes = shapes.FIRST_STEPS[model]()
     start = time.perf_counter()
     import jax
     import optax
 
-    params = (jax.numpy.ones((100, 10)),)
+    params = tuple(jax.numpy.ones(size) for size in sizes)
     transformation = optax.adamw(1e-3)
 
     def step(params, state, grads):
@@ -146,8 +165,8 @@ def memory() -> dict[str, float]:
 
 
 def main() -> None:
-    name = sys.argv[1]
-    found: dict[str, Any] = globals()[name]()
+    name, *arguments = sys.argv[1:]
+    found: dict[str, Any] = globals()[name](*arguments)
     print(json.dumps(found))
 
 

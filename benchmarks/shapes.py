@@ -114,3 +114,20 @@ MODELS: dict[str, Callable[[], Shapes]] = {
     "gpt2": gpt2,
     "llama_3_2_1b": llama_3_2_1b,
 }
+
+TITLES = {
+    "mlp": "MLP",
+    "tiny1000": "1000 small tensors",
+    "resnet50": "ResNet-50",
+    "vit_b_16": "ViT-B/16",
+    "bert_base": "BERT-base",
+    "gpt2": "GPT-2 small",
+    "llama_3_2_1b": "Llama-3.2-1B",
+}
+
+FIRST_STEPS: dict[str, Callable[[], Shapes]] = {
+    "one": lambda: [(100, 10)],
+    "tiny1000": tiny1000,
+    "resnet50": resnet50,
+}
+"""Of what the time to the first step is measured."""

@@ -4,7 +4,19 @@ import pytest
 from replay import contests
 from workloads import WORKLOADS
 
-KINDS = ("train", "step", "fresh", "size", "given", "torch", "bfloat16", "sparse", "busy")
+KINDS = (
+    "train",
+    "loop",
+    "compiled",
+    "step",
+    "fresh",
+    "size",
+    "given",
+    "torch",
+    "bfloat16",
+    "sparse",
+    "busy",
+)
 
 
 @contests(lambda name: name.partition("/")[0] in KINDS)

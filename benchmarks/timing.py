@@ -20,6 +20,7 @@ def alternate(
     before: Mapping[str, Call] | None = None,
     least: int = 5,
     most: int = 1000,
+    settling: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every timed call, by contender.
 
@@ -33,6 +34,7 @@ def alternate(
         before: for some contenders a function that is called, untimed, before each of its calls.
         least: rounds that are run even if that takes longer.
         most: rounds after which it ends even if there is time left.
+        settling: as for `turn`.
     """
     before = before or {}
     found: dict[str, list[float]] = {name: [] for name in contenders}
@@ -42,20 +44,25 @@ def alternate(
     gc.disable()
     try:
         for name in names:
-            turn(contenders[name], before.get(name))
+            turn(contenders[name], before.get(name), settling)
         end = time.perf_counter() + seconds
         rounds = 0
         while rounds < least or (rounds < most and time.perf_counter() < end):
             for name in names:
-                found[name] += turn(contenders[name], before.get(name))
-            names.append(names.pop(0))
-            if rounds % 2:
-                names.reverse()
+                found[name] += turn(contenders[name], before.get(name), settling)
+            _reorder(names, rounds)
             rounds += 1
     finally:
         if enabled:
             gc.enable()
     return found
+
+
+def _reorder(names: list[str], rounds: int) -> None:
+    """Another order for the next round, so that nobody always follows the same one."""
+    names.append(names.pop(0))
+    if rounds % 2:
+        names.reverse()
 
 
 def turn(call: Call, before: Call | None = None, settling: float | None = None) -> list[float]:
@@ -85,14 +92,16 @@ def turn(call: Call, before: Call | None = None, settling: float | None = None) 
 def alternate_measured(
     contenders: Mapping[str, Callable[[], float]], seconds: float, least: int = 3, most: int = 30
 ) -> dict[str, list[float]]:
-    """What contenders return that measure themselves, in turns."""
+    """What contenders return that measure themselves, in turns, in another order each round."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     end = time.perf_counter() + seconds
     for round_ in range(most):
-        if round_ >= least and time.perf_counter() > end:
+        if not names or (round_ >= least and time.perf_counter() > end):
             break
-        for name, call in contenders.items():
-            found[name].append(call())
+        for name in names:
+            found[name].append(contenders[name]())
+        _reorder(names, round_)
     return found
 
 

@@ -1,13 +1,11 @@
 """Every piece of work that is measured, described once: pytest-benchmark and report.py run these.
 
-A workload names its contenders, and `build` makes them: functions of no arguments that do the work.
-`measure` lets them take turns. What a contender cannot do here is in the result as missing, with the
-reason.
+Steps and what stands around them are here. Whole iterations of training are in `iterations`, steps
+in the middle of a loop in `loops`, what a new process waits for in `starts`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,26 +13,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import iterations
+import loops
 import numpy as np
 import peers
 import roofline
 import shapes
-import training
-from peers import Case, Genesis, Missing
-from timing import Call, Summary, alternate, alternate_measured, median
+import starts
+from contest import PRANGE, ROOFLINES, TABLE, Contest, Workload
+from peers import ADAMW, Case, Genesis, Missing
+from shapes import TITLES
+from timing import Call
 
 import genesis
 
-HERE = Path(__file__).parent
-
-PRANGE, TABLE = "roofline (prange)", "roofline (table)"
-ROOFLINES = (PRANGE, TABLE)
 ALL = ("genesis", *(name for name in peers.PEERS if name != "package"))
 BEYOND_TORCH = ("genesis", "package", "NumPy")
 """Who has optimizers that torch has not."""
@@ -47,173 +44,6 @@ PASSES = {
     "scaled_clip_step_zero": ("norm", "step, zero"),
 }
 """The passes over memory that work needs at least, for its roofline."""
-
-ADAMW = Case("AdamW", {})
-TITLES = {
-    "mlp": "MLP",
-    "tiny1000": "1000 small tensors",
-    "resnet50": "ResNet-50",
-    "vit_b_16": "ViT-B/16",
-    "bert_base": "BERT-base",
-    "gpt2": "GPT-2 small",
-    "llama_3_2_1b": "Llama-3.2-1B",
-}
-
-
-@dataclass
-class Contest:
-    """Contenders that are ready to run.
-
-    Attributes:
-        contenders: functions of no arguments, by name.
-        before: for some of them a function to be called, untimed, before each call.
-        missing: the contenders that cannot take part, and why.
-        close: to be called at the end.
-    """
-
-    contenders: dict[str, Call] = field(default_factory=dict)
-    before: dict[str, Call] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    close: Call = lambda: None
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A piece of work.
-
-    Attributes:
-        name: by which bars and results know it.
-        title: by which people do.
-        contenders: who takes part; genesis, if it does, first.
-        build: makes a contest of those contenders that are wanted.
-        seconds: how long the measurement takes.
-        quick: whether it belongs to the quick suite.
-        unit: "s", or the unit of what contenders return where they measure themselves.
-        itself: whether the contenders return a measurement, rather than being timed.
-        memory: bytes that it needs.
-    """
-
-    name: str
-    title: str
-    contenders: tuple[str, ...]
-    build: Callable[[Sequence[str]], Contest]
-    seconds: float = 6.0
-    quick: bool = False
-    unit: str = "s"
-    itself: bool = False
-    memory: int = 0
-
-
-@dataclass
-class Result:
-    """What a workload came to.
-
-    Attributes:
-        samples: what was measured, by contender.
-        missing: as in a contest.
-        error: why there are no samples, if there are none.
-        failed: whether that was a failure, rather than something that this machine lacks.
-        load: the machine's load before the workload.
-    """
-
-    workload: Workload
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    error: str = ""
-    failed: bool = False
-    load: float = 0.0
-
-    def median(self, contender: str) -> float | None:
-        return median(self.samples[contender]) if self.samples.get(contender) else None
-
-    @property
-    def roofline(self) -> float | None:
-        """The faster roofline's median."""
-        return min((m for name in ROOFLINES if (m := self.median(name)) is not None), default=None)
-
-    @property
-    def fraction(self) -> float | None:
-        """How near genesis comes to the roofline."""
-        ours = self.median("genesis")
-        return None if ours is None or self.roofline is None else self.roofline / ours
-
-    def ratio(self, contender: str, ours: str = "genesis") -> float | None:
-        """How many times as long a contender takes as genesis."""
-        theirs, mine = self.median(contender), self.median(ours)
-        return None if theirs is None or mine is None else theirs / mine
-
-    @property
-    def drift(self) -> float:
-        """How far the roofline's median in any third of the run is from that in another."""
-        names = [name for name in ROOFLINES if len(self.samples.get(name, ())) >= 6]
-        if not names:
-            return 0.0
-        best = min(names, key=lambda name: median(self.samples[name]))
-        thirds = [median(list(part)) for part in np.array_split(self.samples[best], 3)]
-        return max(thirds) / min(thirds) - 1
-
-    def record(self) -> dict[str, Any]:
-        """The result as JSON has it."""
-        return {
-            "title": self.workload.title,
-            "unit": self.workload.unit,
-            "contenders": {name: Summary(times) for name, times in self.samples.items()},
-            "missing": self.missing,
-            "error": self.error,
-            "roofline": self.roofline,
-            "fraction_of_roofline": self.fraction,
-            "ratio": {
-                name: self.ratio(name)
-                for name in self.samples
-                if name != "genesis" and name not in ROOFLINES and self.ratio(name) is not None
-            },
-            "roofline_drift": self.drift,
-            "load": self.load,
-        }
-
-
-def measure(workload: Workload, share: float = 1.0, leave_out: Sequence[str] = ()) -> Result:
-    """Run a workload.
-
-    Args:
-        workload: what to run.
-        share: the part of its usual time that it may take.
-        leave_out: contenders to be reported as missing, to save time.
-    """
-    result = Result(workload, load=os.getloadavg()[0])
-    if workload.memory > available_memory():
-        result.error = f"needs {workload.memory / 2**30:.0f} GiB of memory"
-        return result
-    try:
-        wanted = [name for name in workload.contenders if name not in leave_out]
-        contest = workload.build(wanted)
-    except Missing as missing:
-        result.error = str(missing)
-        return result
-    try:
-        result.missing = dict(contest.missing)
-        for name in workload.contenders:
-            if name not in wanted:
-                contest.contenders.pop(name, None)
-                result.missing[name] = "left out, to save time"
-        seconds = workload.seconds * share
-        if workload.itself:
-            result.samples = alternate_measured(contest.contenders, seconds)
-        else:
-            result.samples = alternate(contest.contenders, seconds, contest.before)
-    finally:
-        contest.close()
-    return result
-
-
-def available_memory() -> int:
-    """Bytes that this process could still take."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except OSError:
-        return 1 << 62
 
 
 # ---- steps ----
@@ -356,41 +186,6 @@ def _plain_sizes() -> list[Workload]:
         _sizes("size/1x2M", "one tensor of 2 million, AdamW step", 1, 2_000_000, None),
         _sizes("size/1x25M", "one tensor of 25 million, AdamW step", 1, 25_000_000, None),
     ]
-
-
-# ---- whole iterations of training ----
-
-
-def _training() -> Workload:
-    names = tuple(training.CONTENDERS)
-
-    def build(wanted: Sequence[str]) -> Contest:
-        worker = subprocess.Popen(
-            [sys.executable, str(HERE / "training.py"), *wanted],
-            env={**os.environ, **training.ENVIRONMENT},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        asked, answers = worker.stdin, worker.stdout
-        assert asked is not None
-        assert answers is not None
-
-        def seconds(name: str) -> float:
-            print(name, file=asked, flush=True)
-            return float(answers.readline())
-
-        def close() -> None:
-            asked.close()
-            worker.wait()
-            answers.close()
-
-        missing = json.loads(answers.readline())
-        ready = {name: partial(seconds, name) for name in wanted if name not in missing}
-        return Contest(ready, missing=missing, close=close)
-
-    title = "64-128-64-10 network, batch 32: an iteration with gradients, clipping and AdamW, one thread"
-    return Workload("train/mlp", title, names, build, seconds=15.0, quick=True, itself=True)
 
 
 # ---- gradients given to the step ----
@@ -552,6 +347,31 @@ def _bfloat16() -> Workload:
     return Workload(
         "bfloat16/resnet50", "ResNet-50: AdamW step, 16-bit storage", names, build, seconds=10.0
     )
+
+
+def _scaled_bfloat16() -> Workload:
+    """All that stands around a step, with averages of half the bytes."""
+    names, shapes_ = ("genesis", "torch fused"), shapes.MODELS["resnet50"]()
+
+    def build(wanted: Sequence[str]) -> Contest:
+        contest = Contest()
+        for name in wanted:
+            try:
+                if name == "genesis":
+                    trainer: peers.Trainer = Genesis(ADAMW, shapes_, state_dtype="bfloat16")
+                else:
+                    trainer = peers.trainer(name, ADAMW, shapes_)
+            except Missing as missing:
+                contest.missing[name] = str(missing)
+                continue
+            trainer.refill()
+            trainer.scaled_clip_step_zero()
+            contest.contenders[name] = trainer.scaled_clip_step_zero
+            contest.before[name] = trainer.refill
+        return contest
+
+    title = "ResNet-50: unscale + check + clip + AdamW step + zero, genesis with bfloat16 state"
+    return Workload("scaled/bfloat16/resnet50", title, names, build, seconds=10.0)
 
 
 # ---- rows ----
@@ -813,83 +633,7 @@ def _busy(size: int) -> Workload:
     )
 
 
-# ---- starting ----
-
-
-def _probe(name: str, **environment: str) -> dict[str, float]:
-    """What a process of its own finds (see `probes`)."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "probes.py"), name],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise Missing(done.stderr.strip().rsplit("\n", 1)[-1])
-    return json.loads(done.stdout)
-
-
-def _seconds(name: str, **environment: str) -> float:
-    return _probe(name, **environment)["seconds"]
-
-
-def _probes(contenders: dict[str, Callable[[], float]], close: Call = lambda: None) -> Contest:
-    """A contest of probes; each runs once here, which fills caches and shows what is missing."""
-    contest = Contest(close=close)
-    for name, call in contenders.items():
-        try:
-            call()
-        except Missing as missing:
-            contest.missing[name] = str(missing)
-        else:
-            contest.contenders[name] = call
-    return contest
-
-
-def _importing() -> Workload:
-    packages = {"import numpy": "numpy", "import numba": "numba", "import torch": "torch"}
-    packages = {"genesis": "genesis", **packages, "import optax": "optax"}
-    return Workload(
-        "start/import",
-        "import",
-        tuple(packages),
-        lambda wanted: _probes({n: partial(_seconds, f"import_{p}") for n, p in packages.items()}),
-        seconds=15.0,
-        itself=True,
-    )
-
-
-def _first_step() -> Workload:
-    names = (
-        "genesis",
-        "genesis, cold",
-        "genesis, cold, the step alone",
-        "import numba",
-        "torch fused",
-        "optax",
-    )
-
-    def build(wanted: Sequence[str]) -> Contest:
-        kept = tempfile.mkdtemp(prefix="genesis-bench-")
-        last: dict[str, float] = {}
-
-        def cold() -> float:
-            with tempfile.TemporaryDirectory(prefix="genesis-bench-") as empty:
-                last.update(_probe("genesis_first_step", NUMBA_CACHE_DIR=empty))
-            return last["seconds"]
-
-        calls: list[Callable[[], float]] = [
-            lambda: _seconds("genesis_first_step", NUMBA_CACHE_DIR=kept),
-            cold,
-            lambda: last["step"],
-            lambda: _seconds("import_numba"),
-            lambda: _seconds("torch_first_step"),
-            lambda: _seconds("optax_first_step"),
-        ]
-        return _probes(dict(zip(names, calls)), lambda: shutil.rmtree(kept, ignore_errors=True))
-
-    title = "import, build AdamW, first step, in a new process"
-    return Workload("start/first step", title, names, build, seconds=25.0, itself=True)
+# ---- memory ----
 
 
 def _memory() -> Workload:
@@ -899,7 +643,7 @@ def _memory() -> Workload:
         last: dict[str, float] = {}
 
         def state() -> float:
-            last.update(_probe("memory"))
+            last.update(starts.probe("memory"))
             return last["state"]
 
         calls: list[Callable[[], float]] = [
@@ -992,12 +736,26 @@ def _checkpoint(direction: str) -> Workload:
 
 
 def _all() -> dict[str, Workload]:
-    found = [_training(), *_steps(), *_catalogue(), *_plain_sizes(), *_given_gradients()]
+    found = [
+        *iterations.workloads(),
+        *_steps(),
+        *loops.workloads(),
+        *_catalogue(),
+        *_plain_sizes(),
+        *_given_gradients(),
+    ]
     found += _under_torch()
-    found += [_bfloat16(), _sparse(), _matrices("Adafactor"), _matrices("Muon"), _lbfgs()]
+    found += [
+        _bfloat16(),
+        _scaled_bfloat16(),
+        _sparse(),
+        _matrices("Adafactor"),
+        _matrices("Muon"),
+        _lbfgs(),
+    ]
     found += [_matrices_beside_package(name) for name in FROM_PACKAGES]
     found += [_busy(size) for size in (1000, 4096, 65_536, 1_000_000, 4_000_000, 25_000_000)]
-    found += [_importing(), _first_step(), _memory(), _checkpoint("save"), _checkpoint("load")]
+    found += [*starts.workloads(), _memory(), _checkpoint("save"), _checkpoint("load")]
     by_name: dict[str, Workload] = {}
     for workload in found:
         by_name.setdefault(workload.name, workload)  # AdamW is in the catalogue too

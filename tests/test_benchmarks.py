@@ -5,7 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from importlib import import_module
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,28 +28,18 @@ def suite():
     """The suite's modules; Numba compiles nothing in parallel here."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import bars
-        import peers
-        import report
-        import roofline
-        import timing
-        import workloads
+        names = "bars contest loops pages peers pictures report roofline starts timing training"
+        modules = {name: import_module(name) for name in f"{names} words worker workloads".split()}
     finally:
         sys.path.remove(str(BENCHMARKS))
-
-    class Suite:
-        pass
-
-    Suite.bars, Suite.peers, Suite.report = bars, peers, report
-    Suite.roofline, Suite.timing, Suite.workloads = roofline, timing, workloads
-    return Suite
+    return SimpleNamespace(**modules)
 
 
 SHAPES = [(3, 4), (5,), ()]
 
 
 def result_of(suite, name, samples):
-    return suite.workloads.Result(suite.workloads.WORKLOADS[name], samples)
+    return suite.contest.Result(suite.workloads.WORKLOADS[name], samples)
 
 
 def test_contenders_take_turns_and_first_calls_do_not_count(suite, monkeypatch):
@@ -60,6 +54,21 @@ def test_contenders_take_turns_and_first_calls_do_not_count(suite, monkeypatch):
     turns = [name for i, name in enumerate(calls) if name != "before b"][::2]
     assert sorted(turns[:3]) == sorted(turns[3:6]) == ["a", "b", "c"]
     assert turns[3:6] != turns[6:9]  # nobody always follows the same one
+
+
+def test_contenders_that_measure_themselves_change_places(suite):
+    calls = []
+
+    def contender(name):
+        return lambda: float(len(calls)) if calls.append(name) is None else 0.0
+
+    found = suite.timing.alternate_measured({n: contender(n) for n in "abc"}, 0, least=3, most=3)
+    assert {name: len(figures) for name, figures in found.items()} == {"a": 3, "b": 3, "c": 3}
+    assert found["a"][0] == 1.0
+    rounds = ["".join(calls[i : i + 3]) for i in (0, 3, 6)]
+    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
+    assert len({*rounds}) == 3
+    assert suite.timing.alternate_measured({}, 1.0) == {}
 
 
 def test_a_summary_is_the_median_and_half_the_interquartile_range(suite):
@@ -127,7 +136,7 @@ def test_a_workload_under_torch_and_its_bars(suite, monkeypatch):
     works = {work.name: work for work in suite.workloads._under_torch()}
     results = {}
     for name in ("torch/AdamW/resnet50", "torch/RMSprop/resnet50"):
-        results[name] = suite.workloads.measure(works[name], 0.01)
+        results[name] = suite.contest.measure(works[name], 0.01)
         assert not results[name].error
         assert {"genesis", "torch foreach", "roofline (table)"} <= results[name].samples.keys()
     assert "torch fused" in results["torch/RMSprop/resnet50"].missing
@@ -172,11 +181,7 @@ def test_a_small_workload_from_end_to_end(suite, tmp_path, monkeypatch):
     left_out = ("torch foreach", "roofline (prange)", "optax")
     results = suite.report.run(["size/1x1"], 0.02, left_out, bar=False)
     about = suite.report.machine()
-    monkeypatch.setattr(suite.report, "README", tmp_path.parent / "README.md")
-    path, shown = suite.report.write(results, about, "here", " --quick")
-    assert "one tensor of 1" in shown
-    assert f"({tmp_path.name}/here.md)" in shown
-    assert f"({tmp_path.name}/here.png)" in shown
+    _, path = suite.report.write(results, about, "here", " --quick")
     text = path.read_text()
     assert "(here.png)" in text
     assert "a step with one tensor" in text
@@ -230,10 +235,22 @@ def test_bars_are_judged(suite):
     assert verdicts["AdamW: state, bytes for each parameter"].holds is None
 
 
+def test_of_first_steps_the_slowest_counts(suite):
+    names = {"Adam": 0.4, "Muon": 1.2, "SparseAdam": 1.4}
+    results = {
+        f"start/cold/{name}": result_of(suite, f"start/cold/{name}", {"genesis": [seconds]})
+        for name, seconds in names.items()
+    }
+    verdicts = {v.bar.claim: v for v in suite.bars.judge(results) if v.figure is not None}
+    others, sparse = verdicts.values()
+    assert (others.figure, others.holds) == ((1.2, "Muon, of 2"), False)
+    assert (sparse.figure.value, sparse.holds) == (1.4, True)
+
+
 def test_every_bar_needs_a_workload_that_exists(suite):
     """Bars that nothing could ever measure would be silent."""
     everything = {
-        name: suite.workloads.Result(workload, {c: [1.0] for c in workload.contenders})
+        name: suite.contest.Result(workload, {c: [1.0] for c in workload.contenders})
         for name, workload in suite.workloads.WORKLOADS.items()
     }
     unmeasured = [v.bar.claim for v in suite.bars.judge(everything) if v.figure is None]
@@ -253,16 +270,73 @@ def test_no_rule_has_more_buffers_than_the_roofline_moves(suite):
         assert len(buffers) <= most, case.name
 
 
-def test_headlines_are_of_workloads_that_exist(suite):
-    assert {*suite.report.HEADLINES} <= {*suite.workloads.WORKLOADS}
+def test_pages_show_workloads_that_exist(suite):
+    shown = {*suite.pages.HEADLINES, *suite.pages.STEPS, *suite.pages.PANELS}
+    assert shown <= {*suite.workloads.WORKLOADS}
+    assert len(suite.pages.HEADLINES) == 10
 
 
-def test_readme_is_filled_between_its_markers(suite):
-    begin, end = suite.report.BEGIN, suite.report.END
+def test_pages_are_filled_between_their_markers(suite):
+    fill = suite.words.fill
+    begin, end = "<!-- loop: begin -->", "<!-- loop: end -->"
     text = f"before\n{begin}\nold\n{end}\nafter\n"
-    assert suite.report.fill_readme(text, "new\n") == f"before\n{begin}\nnew\n{end}\nafter\n"
-    with pytest.raises(ValueError, match="README must have"):
-        suite.report.fill_readme("no markers", "new\n")
+    assert fill(text, "loop", "new\n") == f"before\n{begin}\nnew\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="page must have '<!-- loop: begin -->'"):
+        fill("no markers", "loop", "new\n")
+    for page, names in (
+        (suite.pages.PAGE, suite.pages.SECTIONS),
+        (suite.pages.README, ["benchmarks"]),
+    ):
+        for name in names:
+            fill(page.read_text(encoding="utf-8"), name, "")
+
+
+@pytest.fixture
+def record(suite):
+    """What a report of everything has on the disk, with figures that nobody measured."""
+
+    def one(workload):
+        contenders = [name for name in workload.contenders if name != "torch compiled"]
+        samples = {name: [1.0 + i, 2.0 + i] for i, name in enumerate(contenders)}
+        missing = {"torch compiled": "was not ready after 360 s"}
+        if set(workload.contenders) == set(contenders):
+            missing = {}
+        return suite.contest.Result(workload, samples, missing).record()
+
+    about = suite.report.machine()
+    found = {name: one(work) for name, work in suite.workloads.WORKLOADS.items()}
+    return {"machine": about, "workloads": found}
+
+
+def test_pages_are_filled_from_what_was_measured(suite, record, tmp_path, monkeypatch):
+    pages = suite.pages
+    for name in ("README", "PAGE"):
+        copy = tmp_path / getattr(pages, name).name
+        copy.write_text(getattr(pages, name).read_text(encoding="utf-8"), encoding="utf-8")
+        monkeypatch.setattr(pages, name, copy)
+    monkeypatch.setattr(pages, "PICTURES", tmp_path)
+    file, later = tmp_path / "all.json", tmp_path / "later.json"
+    file.write_text(json.dumps(record))
+    records = pages.read([file])
+    assert pages.write(records) == [*pages.PARTS]
+    pictures = "race-mlp race-rnn race-rows loop steps races".split()
+    assert {f.stem for f in tmp_path.glob("*.png")} == {*pictures}
+    readme, page = pages.README.read_text(), pages.PAGE.read_text()
+    table = readme.partition("<!-- benchmarks: begin -->")[2].partition("<!-- benchmarks: end -->")[
+        0
+    ]
+    assert table.count("\n| ") == 11  # the head and ten lines
+    row = next(line for line in table.splitlines() if "from nothing" in line)
+    assert row.split("|")[4].strip() == "4.5 s ±6% (3.00x)"  # compiled, cold, not from its cache
+    assert "1000 small tensors, torch compiled: was not ready after 360 s" in page
+    assert "| NumPy | 5.5 s ±5% (3.67x) | 5.5 s ±5% (3.67x) |" in page
+
+    assert pages.write(records, ["loop"]) == ["loop"]
+    one = {"train/rnn": record["workloads"]["train/rnn"]}
+    later.write_text(json.dumps({**record, "workloads": one}))
+    assert pages.write(pages.read([later])) == ["race rnn"]  # the README's ten are not all there
+    assert pages.README.read_text() == readme
+    assert pages.PAGE.read_text().count("| an iteration | one thread |\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -270,7 +344,7 @@ def test_readme_is_filled_between_its_markers(suite):
     [(0.0124, "s", "12.4 ms"), (2.5e-6, "s", "2.5 us"), (41.2, "x", "41x"), (0.913, "", "0.91")],
 )
 def test_amounts_read_well(suite, value, unit, text):
-    assert suite.report.amount(value, unit) == text
+    assert suite.words.amount(value, unit) == text
 
 
 def test_the_command_line_lists_workloads():
@@ -284,28 +358,169 @@ def test_the_command_line_lists_workloads():
     assert "step/AdamW/resnet50" in done.stdout
 
 
-def losses_of(training, name, iterations=20):
-    iterate = training.CONTENDERS[name]()
+# ---- races, and steps in loops ----
+
+RACES = {"mlp": 5, "rnn": 5, "rows": 5}
+"""How many contenders each has."""
+
+
+def losses(contender, iterations=20):
+    iterate = contender()
     return [iterate() for _ in range(iterations)]
 
 
+@pytest.mark.parametrize("race", RACES)
+def test_gradients_by_hand_are_those_of_the_loss(suite, race):
+    """By differences in float64, along a random direction for each parameter."""
+    race = suite.training.RACES[race]
+    params = {name: value.astype(np.float64) for name, value in race.parameters().items()}
+    batch = race.batches()[0]
+    rng = np.random.default_rng(5)
+    if "weights" in params:  # all zeros at first
+        params["weights"] = rng.standard_normal(params["weights"].shape)
+    _, grads = race.gradients(params, *batch)
+    if "weights" in params:
+        whole = np.zeros_like(params["weights"])
+        np.add.at(whole, batch[0].ravel(), grads["weights"])
+        grads = {**grads, "weights": whole}
+    assert grads.keys() == params.keys()
+    for name, param in params.items():
+        direction, size = rng.standard_normal(param.shape), 1e-6
+        losses = []
+        for sign in (1, -1):
+            moved = {**params, name: param + sign * size * direction}
+            losses.append(race.gradients(moved, *batch)[0])
+        slope = float((losses[0] - losses[1]) / (2 * size))
+        assert slope == pytest.approx(float(np.vdot(grads[name], direction)), rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.torch
-def test_contenders_train_the_same_network(suite):
-    training = suite.workloads.training
+@pytest.mark.parametrize("race", RACES)
+def test_contenders_train_the_same(suite, race):
+    contenders = dict(suite.training.RACES[race].contenders())
+    assert len(contenders) == RACES[race]
     threads = genesis.get_num_threads()
-    ours = losses_of(training, "genesis")
+    genesis.set_num_threads(1)
     try:
-        assert ours[-1] < ours[0]
-        np.testing.assert_allclose(losses_of(training, "NumPy"), ours, rtol=1e-4)
+        ours = losses(contenders.pop("genesis"))
+        assert ours[-1] < ours[0] * 0.999
+        assert np.ptp(ours) > 1e-3
+        np.testing.assert_allclose(losses(contenders.pop("NumPy")), ours, rtol=1e-5)
         torch = pytest.importorskip("torch")
         before = torch.get_num_threads()
-        for name in ("torch eager, fused", "torch eager"):
-            np.testing.assert_allclose(losses_of(training, name), ours, rtol=1e-4)
+        for name in [name for name in contenders if name.startswith("torch")]:
+            np.testing.assert_allclose(losses(contenders.pop(name)), ours, rtol=1e-5)
         torch.set_num_threads(before)
         pytest.importorskip("optax")
-        np.testing.assert_allclose(losses_of(training, "JAX and optax, jitted"), ours, rtol=1e-4)
+        for contender in contenders.values():
+            np.testing.assert_allclose(losses(contender), ours, rtol=1e-5)
     finally:
         genesis.set_num_threads(threads)
+
+
+def test_races_on_one_thread_and_on_default_threads(suite):
+    """The process that serves is told of one thread; of more it is told nothing."""
+    names = {f"train/{race}{more}" for race, more in product(RACES, ("", "/default-threads"))}
+    works = suite.workloads.WORKLOADS
+    assert names == {name for name in works if name.startswith("train/")}
+    assert suite.training.environment("default") == {}
+    assert {*suite.training.environment("1").values()} >= {"1"}
+
+
+def test_a_race_in_a_process_of_its_own(suite):
+    left_out = ("torch eager", "torch eager, fused", "JAX and optax, jitted")
+    result = suite.contest.measure(suite.workloads.WORKLOADS["train/mlp"], 0.0, left_out)
+    assert {*result.samples} == {"genesis", "NumPy"}
+    assert result.missing == dict.fromkeys(left_out, "left out, to save time")
+    assert all(0 < figure < 60 for figures in result.samples.values() for figure in figures)
+
+
+def test_a_process_that_ends_or_is_late_is_missing(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite.worker, "HERE", tmp_path)
+    (tmp_path / "ends.py").write_text("raise RuntimeError('no luck')")
+    with pytest.raises(suite.peers.Missing, match="RuntimeError: no luck"):
+        suite.worker.Worker("ends.py")
+    (tmp_path / "late.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(suite.peers.Missing, match="was not ready after 0 s"):
+        suite.worker.Worker("late.py", patience=0.1)
+    (tmp_path / "serves.py").write_text(
+        "print('ready', flush=True)\nfor line in iter(input, ''): print(len(line), flush=True)"
+    )
+    worker = suite.worker.Worker("serves.py")
+    assert (worker.ready, worker.ask("12345")) == ("ready\n", 5.0)
+    with pytest.raises(suite.peers.Missing, match="ended without a word"):
+        worker.ask("")
+    worker.close()
+
+
+@pytest.mark.parametrize("between", ["at-once", "products-1ms", "cold"])
+def test_a_step_after_other_work(suite, between, monkeypatch):
+    monkeypatch.setitem(suite.loops.shapes.MODELS, "mlp", lambda: SHAPES)
+    monkeypatch.setattr(suite.loops, "last_level_cache", lambda: 1 << 16)
+    monkeypatch.setattr(suite.loops, "SETTLING", 0.0)
+    work = suite.loops._loop(between, "mlp")
+    result = suite.contest.measure(work, 0.0)
+    assert {*result.samples, *result.missing} == {"genesis", "torch fused"}
+    assert len(result.samples["genesis"]) >= 5
+
+
+def test_other_work_before_a_step_takes_its_time(suite):
+    for key, least in (("products-1ms", 1e-3), ("sleep-12ms", 12e-3)):
+        work, end = suite.loops.BETWEEN[key].make("genesis")
+        start = time.perf_counter()
+        work()
+        assert time.perf_counter() - start >= least
+        end()
+
+
+def test_a_step_that_is_not_compiled_in_time_is_not_tried_again(suite, monkeypatch):
+    tried = []
+
+    def late(model, folder):
+        tried.append(model)
+        raise suite.peers.Missing("was not ready after 360 s")
+
+    monkeypatch.setattr(suite.starts, "_tried", {})
+    monkeypatch.setattr(suite.starts, "_compiled_step", late)
+    names = suite.starts.COMPILED_COLD, suite.starts.COMPILED_KEPT
+    result = suite.contest.measure(
+        suite.starts._first_step("tiny1000"),
+        0.0,
+        ("genesis", "genesis, cold", "torch fused", "optax"),
+    )
+    assert tried == ["tiny1000"]
+    assert [result.missing[name] for name in names] == ["was not ready after 360 s"] * 2
+    beside = suite.contest.measure(
+        suite.starts._beside_compiled("tiny1000"), 0.0, ("optax", "NumPy")
+    )
+    assert tried == ["tiny1000"]
+    assert "torch compiled" in beside.missing
+    assert "genesis" in beside.samples
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+def test_the_step_that_torch_compiles_is_that_of_genesis(suite):
+    torch = pytest.importorskip("torch")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import compiled
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    step, theirs = compiled.compiled_step(SHAPES)
+    ours = [genesis.Parameter(np.ones(shape, np.float32)) for shape in SHAPES]
+    optimizer = genesis.optim.AdamW(ours)
+    for param, other in zip(ours, theirs):
+        param.grad = np.full(param.shape, 0.01, np.float32)
+        assert torch.equal(other.grad, torch.from_numpy(param.grad))
+    for _ in range(3):
+        step()
+        optimizer.step()
+    for param, other in zip(ours, theirs):
+        moved = other.detach().numpy() - 1
+        assert np.abs(moved).min() > 1e-3
+        np.testing.assert_allclose(param.data - 1, moved, rtol=1e-4)
 
 
 def test_schedulers_take_turns_with_torch(suite):
