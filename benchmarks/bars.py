@@ -246,6 +246,15 @@ def _bars() -> list[Bar]:
     at_least(6, "AdamW all in bfloat16: beside float32", ratio, 1.5)
     ratio = _ratio(half, "genesis", ours="genesis, bfloat16 state")
     at_least(6, "AdamW with bfloat16 state: beside float32", ratio, 1.25)
+    for threads, most in ((1, 2.0), (2, 1.3)):
+        work = f"packed/resnet50/{threads}"
+        what = f"{threads} thread{'s' * (threads > 1)}"
+        eight = _ratio(work, "genesis, state in 8 bits", ours="genesis")
+        claim = f"AdamW with state in 8 bits, {what}: time of float32 state"
+        found.append(Bar(16, claim, eight, most, False))
+        split = _ratio(work, "genesis, split masters", ours="genesis, masters")
+        claim = f"AdamW with split masters, {what}: time of masters"
+        found.append(Bar(16, claim, split, 1.06, False))
     ratio = _ratio("checkpoint/save", "genesis", ours="NumPy")
     claim = "save a checkpoint, 307 MB: time of NumPy's save and fsync"
     found.append(Bar(16, claim, ratio, 1.15, False))

@@ -349,6 +349,33 @@ def _bfloat16() -> Workload:
     )
 
 
+PACKED = {
+    "genesis": {},
+    "genesis, state in 8 bits": {"state_dtype": "8bit"},
+    "genesis, masters": {"master_weights": True},
+    "genesis, split masters": {"master_weights": "split"},
+}
+
+
+def _packed(threads: int) -> Workload:
+    """A step with packed state; with masters, parameters and gradients are bfloat16."""
+    shapes_ = shapes.MODELS["resnet50"]()
+
+    def build(wanted: Sequence[str]) -> Contest:
+        before = genesis.get_num_threads()
+        genesis.set_num_threads(threads)
+        contest = Contest(close=lambda: genesis.set_num_threads(before))
+        for name in wanted:
+            given = PACKED[name]
+            dtype = genesis.buffers.BFLOAT16 if "master_weights" in given else np.dtype(np.float32)
+            contest.contenders[name] = Genesis(ADAMW, shapes_, dtype, **given).step
+            contest.contenders[name]()
+        return contest
+
+    title = f"ResNet-50: AdamW step with packed state, {threads} thread{'s' * (threads > 1)}"
+    return Workload(f"packed/resnet50/{threads}", title, tuple(PACKED), build, seconds=10.0)
+
+
 def _scaled_bfloat16() -> Workload:
     """All that stands around a step, with averages of half the bytes."""
     names, shapes_ = ("genesis", "torch fused"), shapes.MODELS["resnet50"]()
@@ -748,6 +775,8 @@ def _all() -> dict[str, Workload]:
     found += [
         _bfloat16(),
         _scaled_bfloat16(),
+        _packed(1),
+        _packed(2),
         _sparse(),
         _matrices("Adafactor"),
         _matrices("Muon"),

@@ -22,6 +22,7 @@ parameter is the nearest bfloat16; of two that are equally near, the larger in m
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,10 @@ KINDS = {"signed": np.dtype(np.int8), "positive": np.dtype(np.uint8)}
 """What an average may be, and the data type of its codes."""
 
 
-def is_packed(array: np.ndarray) -> bool:
-    """Whether an array holds codes."""
-    return array.dtype in LARGEST
+def is_packed(array: Any) -> bool:
+    """Whether something is an array of codes."""
+    dtype = getattr(array, "dtype", None)
+    return isinstance(dtype, np.dtype) and dtype in LARGEST
 
 
 def blocks(size: int) -> int:

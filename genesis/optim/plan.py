@@ -263,7 +263,7 @@ class Plan:
             scales: dict[str, np.ndarray] = {}
             for name in self.written.states:
                 beside = name + packing.SCALE
-                if beside in entries or packing.is_packed(buffers.view(entries[name])):
+                if beside in entries or packing.is_packed(entries[name]):
                     named[name] = arrays.codes(entries[name], name, what, view)
                     scales[beside] = arrays.scales(entries.get(beside), beside, what, view)
                 else:
