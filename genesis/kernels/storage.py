@@ -23,10 +23,10 @@ from numba.extending import intrinsic
 VECTOR = 16
 """Bytes in the widest load and store of a GPU."""
 
-BYTES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "uint16": 2, "int8": 1, "uint8": 1,
-}  # fmt: skip
-"""The bytes of an element. The last three are of what is packed, see `genesis.packing`."""
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+SIZES = {**BYTES, "uint16": 2, "int8": 1, "uint8": 1}
+"""The bytes of an element, also of what is packed, see `genesis.packing`."""
 
 
 def _has_f16c() -> bool:

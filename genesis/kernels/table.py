@@ -122,7 +122,7 @@ class Table(_Rows):
         self.chunks = cut([p.size for p in parameters], target.CHUNK)
         self.sizes = [p.size for p in parameters]
         self.elements = sum(self.sizes)
-        self.bytes_of_column = [self.elements * storage.BYTES[name] for name in self.storages]
+        self.bytes_of_column = [self.elements * storage.SIZES[name] for name in self.storages]
         # Everything is read, and all but the gradients written.
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
         self._copies: dict[tuple[int, int], tuple[Any, np.ndarray]] = {}
@@ -222,7 +222,7 @@ class AddressTable(_Rows):
         self.chunks = chunks
         self.storages = storages
         self.arithmetic = storage.arithmetic(storages[min(1, len(storages) - 1)]).name
-        self.bytes_of_column = [elements * storage.BYTES[name] for name in storages]
+        self.bytes_of_column = [elements * storage.SIZES[name] for name in storages]
         self.bytes_moved = 2 * sum(self.bytes_of_column) - self.bytes_of_column[0]
 
 

@@ -285,7 +285,7 @@ def kernel(
 ) -> Callable:
     """A kernel that lets threads `process` chunks, with what stands for `names` in that."""
     process_name = f"{process.__name__}_{name}"
-    sizes = tuple(storage.BYTES[name] for name in storages) if scattered else ()
+    sizes = tuple(storage.SIZES[name] for name in storages) if scattered else ()
     row_of, scalars_of = storage.row(columns), storage.scalars(scalars, number)
     process = callable_(specialised(process, process_name, names))
     return compiled_worker(process_name, what, process, row_of, scalars_of, totals, sizes)
