@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
 _installed = False
+
+_FORWARDING = 0.5
+"""How many seconds a launcher has to pass on what was printed: of what it has not read when the job ends,
+the rest is lost."""
 
 
 def end_the_job_with_a_rank(comm: Any) -> None:
@@ -29,6 +34,7 @@ def end_the_job_with_a_rank(comm: Any) -> None:
         before(kind, error, traceback)
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(_FORWARDING)
         comm.Abort(1)
 
     sys.excepthook = hook
