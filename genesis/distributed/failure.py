@@ -10,8 +10,8 @@ from typing import Any
 _installed = False
 
 _FORWARDING = 0.5
-"""How many seconds a launcher has to pass on what was printed: of what it has not read when the job ends,
-the rest is lost."""
+"""How many seconds a launcher has to pass on what was printed: what it has not read when the job ends is
+lost."""
 
 
 def end_the_job_with_a_rank(comm: Any) -> None:
