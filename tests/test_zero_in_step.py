@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from cases import BFLOAT16, THREE
+from cases import BFLOAT16, DTYPES, THREE
 from devices import SIMULATED, on_cpu_only, on_device, on_host, parameter
 
 import genesis
 from genesis import optim
+from genesis.kernels import cpu
 
 SHAPES = [(5, 4), (7,), (0,), ()]
 
@@ -210,3 +211,28 @@ def test_a_sparse_gradient_is_refused():
     with pytest.raises(TypeError, match=r"parameter 0 is a SparseGrad.*clear_grad"):
         opt.step(zero_grad=True)
     np.testing.assert_array_equal(table.data, np.ones((4, 2)))
+
+
+# ---- where no step follows ----
+
+
+@on_cpu_only
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_past_the_cache_are_zeros_and_nothing_else(dtype, monkeypatch):
+    """Whatever a gradient begins and ends with, and whatever lies beside it."""
+    monkeypatch.setattr(cpu, "STREAMED", 0)
+    monkeypatch.setattr(cpu, "CHUNK", 50)
+    memory = np.ones(6000, dtype)
+    places = [(1, 0), (10, 1), (40, 33), (100, 200), (300, 16), (500, 777), (2000, 250)]
+    params, grads = [], []
+    for start, size in places:
+        params.append(genesis.Parameter(np.ones(size, dtype)))
+        grads.append(memory[start : start + size])
+        params[-1].grad = grads[-1]
+    opt = optim.SGD(params, lr=0.0)
+    opt.step()
+    opt.zero_grad(set_to_none=False)
+    expected = np.ones(6000, dtype)
+    for start, size in places:
+        expected[start : start + size] = 0
+    assert (memory == expected).all()

@@ -16,7 +16,7 @@ import numpy as np
 from .. import buffers
 from ..commit import commit
 from ..sparse import RowsView
-from . import compiling, reductions, transforms
+from . import compiling, reductions
 from .sums import Summing
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ class Launch(OverTable):
         if self._table.has_copies:
             return None
         if self._zero is None:
-            zero = np.zeros(1, self._table.arithmetic)
-            self._zero = self._target.bind_transform(transforms.fill, self._table, zero)
+            self._zero = self._target.bind_zero(self._table)
         return self._zero()
 
     def clip_on_device(

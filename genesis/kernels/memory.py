@@ -104,3 +104,36 @@ def counted(typing_context, counter):
         return builder.load_atomic(builder.inttoptr(arguments[0], _I64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), generate
+
+
+LINE = 64
+"""The bytes of a line of the cache, and of what is streamed at once."""
+
+_PIECE = ir.VectorType(ir.FloatType(), 8)
+
+
+@intrinsic
+def stream_line_of_zeros(typing_context, address):
+    """Write a line of zeros past the cache, at an address that is a multiple of its size."""
+
+    def generate(context, builder, signature, arguments):
+        hint = builder.module.add_metadata([ir.IntType(32)(1)])
+        for offset in (0, LINE // 2):
+            place = builder.add(arguments[0], ir.IntType(64)(offset))
+            pointer = builder.inttoptr(place, _PIECE.as_pointer())
+            store = builder.store(ir.Constant(_PIECE, [0.0] * 8), pointer, align=LINE // 2)
+            store.set_metadata("nontemporal", hint)
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
+@intrinsic
+def settle_streams(typing_context):
+    """Let what was streamed be seen before all that this thread writes from now on."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -109,6 +109,9 @@ class Target(Protocol):
     ) -> Callable[[], list[partial]]:
         """What gives calls that replace each element `x` of a first column by `function(x, scalars)`."""
 
+    def bind_zero(self, table: Table) -> Callable[[], list[partial]]:
+        """What gives calls that fill a first column with zeros."""
+
     def bind_reduction(
         self, reduction: Callable, table: Table, start: float, exponent: float
     ) -> Callable[[], np.ndarray]:

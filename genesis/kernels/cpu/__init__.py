@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...commit import assign, commit
+from .. import transforms
 from . import summing, updating
 from .summing import Summed
 from .working import Bound
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 CHUNK = 16384
 """Elements in a chunk. At 28 bytes an element a chunk is 10 to 25 microseconds of work: little enough
 to share out evenly, enough to make the cost of claiming it vanish."""
+
+STREAMED = 1 << 25
+"""From how many bytes on zeros go past the cache, where they would not stay until somebody reads them."""
 
 
 def bind(
@@ -81,6 +85,14 @@ def bind_transform(
         function, updating.transform, first, scalars.dtype.name, len(scalars)
     )
     return Bound(kernel, table, scalars, 2 * table.bytes_of_column[0]).actions
+
+
+def bind_zero(table: Table) -> Callable[[], list[partial]]:
+    zero = np.zeros(1, table.arithmetic)
+    if table.bytes_of_column[0] < STREAMED:
+        return bind_transform(transforms.fill, table, zero)
+    kernel = updating.streaming(table.storages[0], table.arithmetic)
+    return Bound(kernel, table, zero, table.bytes_of_column[0]).actions
 
 
 def bind_reduction(

@@ -9,7 +9,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from .. import lanes, reductions, storage
+from .. import lanes, memory, reductions, storage
 from ..averaging import averaged
 from ..clipping import clipped
 from ..compiling import Kept
@@ -22,7 +22,8 @@ from .working import callable_, kernel
 # per rule and storage types (see `specialise`).
 rule = read = write = given = numbers_of = add = add_short = stored = read_back = None
 wipe = write_zero = reserve = needed = start_lanes = fold = get = put = None
-LANES = COUNT = ZEROS = SHORT_ZEROS = NOTHING = None
+put_line = settle = None
+LANES = COUNT = ZEROS = SHORT_ZEROS = NOTHING = SIZE = LINE = None
 
 _SHORT = 512
 """How many elements are measured in the update's own arithmetic before their sum is made a float64: each
@@ -145,6 +146,21 @@ def transform(tensors, start, stop, hyper, moment):
     return hyper[0]
 
 
+def stream_zeros(tensors, start, stop, hyper, moment):
+    """Fill the first column with zeros past the cache: memory is then written without being read."""
+    first = start
+    while first < stop and (tensors[0] + first * SIZE) % LINE != 0:
+        write(tensors, first, NOTHING)
+        first += 1
+    last = first + (stop - first) * SIZE // LINE * LINE // SIZE
+    for address in range(tensors[0] + first * SIZE, tensors[0] + last * SIZE, LINE):
+        put_line(address)
+    for i in range(last, stop):
+        write(tensors, i, NOTHING)
+    settle()
+    return hyper[0]
+
+
 def reduce(tensors, start, stop, hyper, moment):
     """Reduce the first column of a chunk to one number, in lanes."""
     begin, exponent = hyper
@@ -245,6 +261,22 @@ def compiled(
         name = f"{process.__name__}_{name}"
         process = packed.in_pieces
     return kernel(process, name, what, names, storages, columns, scalars, number, scattered, totals)
+
+
+def streaming(storage_type: str, arithmetic: str) -> Callable:
+    """The kernel that fills a first column with zeros past the cache."""
+    number = getattr(types, arithmetic)
+    names = {
+        "write": storage.writer((storage_type,), number),
+        "NOTHING": (np.dtype(arithmetic).type(0),),
+        "SIZE": storage.BYTES[storage_type],
+        "LINE": memory.LINE,
+        "put_line": memory.stream_line_of_zeros,
+        "settle": memory.settle_streams,
+    }
+    what = f"zeros for {storage_type}"
+    storages = (storage_type,)
+    return kernel(stream_zeros, storage_type, what, names, storages, 1, 1, number, False)
 
 
 def _wiping(storage_type: str, arithmetic: str) -> Callable:

@@ -324,8 +324,7 @@ def bind(
     numbers = 0 if sums is None else sums.sums.numbers
     update = Update(rule, mirror, scalars, numbers, measures)
     if zeroes:
-        zero = np.zeros(1, table.arithmetic)
-        update.afterwards = bind_transform(transforms.fill, table, zero)()
+        update.afterwards = bind_zero(table)()
     if sums is None:
         return update
     return Summed(sums, mirror, scalars, copy == "master", clips, update)
@@ -380,6 +379,10 @@ def bind_transform(
     )
     call = partial(on_device(table).launcher(kernel), tuple(scalars))
     return lambda: [call]
+
+
+def bind_zero(table: Table) -> Callable[[], list[partial]]:
+    return bind_transform(transforms.fill, table, np.zeros(1, table.arithmetic))
 
 
 def bind_reduction(reduction: Callable, table: Table, start: float, exponent: float) -> Reduction:
