@@ -25,7 +25,7 @@ CHUNK = 16384
 to share out evenly, enough to make the cost of claiming it vanish."""
 
 STREAMED = 1 << 25
-"""From how many bytes on zeros go past the cache, where they would not stay until somebody reads them."""
+"""From how many bytes on zeros go past the cache, where nobody would find them when they are read."""
 
 
 def bind(
