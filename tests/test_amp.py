@@ -306,7 +306,7 @@ def test_refuses_impossible_options():
     for options, error, said in [
         ({"state_dtype": "float8"}, ValueError, "'float64', 'float32', 'float16', 'bfloat16'"),
         ({"state_dtype": np.float32}, ValueError, "expected None or one of"),
-        ({"master_weights": 1}, TypeError, "expected True or False"),
+        ({"master_weights": 1}, TypeError, "expected True"),
         ({"stochastic_rounding": "yes"}, TypeError, "expected True or False"),
         ({"master_weight": True}, TypeError, "unexpected keyword argument 'master_weight'"),
     ]:
