@@ -29,8 +29,8 @@ def test_a_target_offers_what_is_written_down(device):
     target = compiling.target_named(device)
     members = {name for name in {*vars(Target), *Target.__annotations__} if name[0] != "_"}
     assert members == {
-        "CHUNK", "bind", "bind_clip", "bind_combination", "bind_reduction", "bind_transform", "bind_zero",
-        "copying", "numbers", "stream_numbered",
+        "CHUNK", "bind", "bind_clip", "bind_combination", "bind_reduction", "bind_transform",
+        "bind_zero", "copying", "numbers", "stream_numbered",
     }  # fmt: skip
     for name in members:
         offered = getattr(target, name)
