@@ -69,43 +69,6 @@ def put_float(typing_context, address, value):
     return types.void(types.int64, value), generate
 
 
-@intrinsic
-def prefetch(typing_context, address):
-    """Ask for the cache line at an address, without waiting for it."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        # not for writing alone, to be kept in all caches, data
-        builder.call(function, [pointer, flag(1), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@intrinsic
-def fetch_add(typing_context, counter, amount):
-    """Add to a counter, given its address, that other threads add to as well; returns what it was."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def counted(typing_context, counter):
-    """What a counter is now, and with it all that other threads did before they counted."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load_atomic(builder.inttoptr(arguments[0], _I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), generate
-
-
 LINE = 64
 """The bytes of a line of the cache, and of what is streamed at once."""
 
@@ -117,9 +80,9 @@ def stream_line_of_zeros(typing_context, address):
     """Write a line of zeros past the cache, at an address that is a multiple of its size."""
 
     def generate(context, builder, signature, arguments):
-        hint = builder.module.add_metadata([ir.IntType(32)(1)])
+        hint = builder.module.add_metadata([_I32(1)])
         for offset in (0, LINE // 2):
-            place = builder.add(arguments[0], ir.IntType(64)(offset))
+            place = builder.add(arguments[0], _I64(offset))
             pointer = builder.inttoptr(place, _PIECE.as_pointer())
             store = builder.store(ir.Constant(_PIECE, [0.0] * 8), pointer, align=LINE // 2)
             store.set_metadata("nontemporal", hint)

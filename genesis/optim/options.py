@@ -134,11 +134,13 @@ def check_average(bytes_of_element: int, what: str) -> None:
 
 def check_packing(view: np.ndarray, what: str) -> None:
     """Raise ValueError if averages of a parameter cannot be kept in 8 bits."""
-    if buffers.device_of(view) != "cpu":
-        raise ValueError(
-            f"{what} is on {buffers.device_of(view)}, and state_dtype='8bit' works on the CPU only: set "
-            "state_dtype='bfloat16'"
-        )
+    _check_on_cpu(view, what, "state_dtype='8bit'", "state_dtype='bfloat16'")
+
+
+def _check_on_cpu(view: np.ndarray, what: str, asked: str, instead: str) -> None:
+    device = buffers.device_of(view)
+    if device != "cpu":
+        raise ValueError(f"{what} is on {device}, and {asked} works on the CPU only: set {instead}")
 
 
 def check_averages(name: str, states: Iterable[str], averages: Mapping[str, str]) -> None:
@@ -160,11 +162,7 @@ def check_splitting(view: np.ndarray, what: str) -> None:
             f"{what} is float16, which is not the upper half of a float32: with float16 set "
             "master_weights=True, or make it bfloat16"
         )
-    if buffers.device_of(view) != "cpu":
-        raise ValueError(
-            f"{what} is on {buffers.device_of(view)}, and master_weights='split' works on the CPU only: "
-            "set master_weights=True"
-        )
+    _check_on_cpu(view, what, "master_weights='split'", "master_weights=True")
 
 
 SHOWS_AVERAGE = (
